@@ -1,0 +1,240 @@
+"""The joint-embedding predictive architecture: encode frames, predict latents, roll plans out."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from worldmodel.encoder import VideoEncoder
+from worldmodel.pose import ACTION_SIZE, integrate
+from worldmodel.predictor import ActionConditionedPredictor
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet, on [0, 1] pixels, as every V-JEPA
+PIXEL_STD = (0.229, 0.224, 0.225)
+LATENT_NORM_EPS = 1e-5  # of the layer norm between encoder and predictor; theirs is 1e-6
+
+
+def normalise_rgb(
+    frames: UInt8[Tensor, "*batch height width 3"],
+) -> Float[Tensor, "*batch 3 height width"]:
+    """Returns normalised float32 pixels, channels first, of RGB images in [0, 255]."""
+    mean = torch.tensor(PIXEL_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=frames.device).view(3, 1, 1)
+    return (frames.movedim(-1, -3).float() / 255 - mean) / std
+
+
+def encode_frames(
+    encoder: VideoEncoder, frames: Tensor, merge: int = 1
+) -> Float[Tensor, "batch tokens dim"]:
+    """Returns layer-normed tokens of single frames, each doubled to a clip of one tubelet.
+
+    Args:
+        encoder: The frozen encoder.
+        frames: RGB uint8 (B, height, width, 3), or normalised float (B, 3, height, width).
+        merge: Side of the square of neighbouring tokens joined into one, channel-wise.
+    """
+    pixels = normalise_rgb(frames) if frames.dtype == torch.uint8 else frames
+    clip = pixels[:, :, None].expand(-1, -1, encoder.tubelet_size, -1, -1)
+    tokens = encoder(clip)
+    latents = F.layer_norm(tokens, tokens.shape[-1:], eps=LATENT_NORM_EPS)  # (B, N, D)
+    if merge == 1:
+        return latents
+    _, rows, columns = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
+    latents = latents.unflatten(1, (rows // merge, merge, columns // merge, merge))
+    return latents.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+
+class JEPA(nn.Module):
+    """A frozen video encoder and an action-conditioned predictor of its latents.
+
+    Latents are the encoder's tokens through a layer norm without weights. Meta's models use them so
+    (`standardise=False`) and norm every prediction the same way. Ours are also standardised per
+    token and channel over the training data (`standardise=True`), because a static background
+    otherwise owns both the loss and the energy; predictions then live in that space as they are.
+
+    Args:
+        encoder: Turns a clip into tokens.
+        predictor: Turns latents, proprio and actions into the next latents.
+        image_size: Height and width in pixels of the frames.
+        merge: Side of the square of neighbouring tokens joined into one latent token, channel-wise.
+        standardise: Whether latents are standardised by `latent_mean` and `latent_std`.
+        control_hz: Model steps per second of the training data; None when it is not known.
+        action_limit: Largest change per axis (7,) in the training data, in physical units; how far
+            one imagined step may go. None when it is not known.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: VideoEncoder,
+        predictor: ActionConditionedPredictor,
+        image_size: int,
+        merge: int = 1,
+        standardise: bool = False,
+        control_hz: float | None = None,
+        action_limit: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        side = image_size // encoder.patch_size
+        if image_size % encoder.patch_size or side % merge:
+            raise ValueError(
+                f"image_size={image_size} must be a multiple of patch_size={encoder.patch_size} "
+                f"times merge={merge}"
+            )
+        latent_shape = ((side // merge) ** 2, encoder.embed_dim * merge**2)
+        expected = (predictor.grid_size[0] * predictor.grid_size[1], predictor.latent_dim)
+        if latent_shape != expected:
+            raise ValueError(
+                f"the encoder gives {latent_shape[0]} tokens of size {latent_shape[1]} a frame, but"
+                f" the predictor takes {expected[0]} of size {expected[1]}"
+            )
+        self.encoder = encoder
+        self.predictor = predictor
+        self.image_size = image_size
+        self.merge = merge
+        self.standardise = standardise
+        self.control_hz = control_hz
+        self.action_limit = tuple(float(x) for x in action_limit) if action_limit else None
+        self.register_buffer("latent_mean", torch.zeros(latent_shape if standardise else ()))
+        self.register_buffer("latent_std", torch.ones(latent_shape if standardise else ()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.latent_mean.device
+
+    def encode(self, frames: Tensor) -> Float[Tensor, "batch frames tokens dim"]:
+        """Returns the latents of each frame by itself: the frame, doubled, is the encoder's clip.
+
+        Args:
+            frames: RGB as uint8 (B, T, height, width, 3), or as float (B, T, 3, height, width)
+                already normalised.
+
+        Raises:
+            ValueError: The frames have another shape or size than the model takes.
+            TypeError: The frames are neither uint8 nor floating point.
+        """
+        self._check_frames(frames)
+        latents = encode_frames(self.encoder, frames.to(self.device).flatten(0, 1), self.merge)
+        if self.standardise:
+            latents = (latents - self.latent_mean) / self.latent_std
+        return latents.unflatten(0, tuple(frames.shape[:2]))
+
+    def _check_frames(self, frames: Tensor) -> None:
+        size = self.image_size
+        if frames.dtype == torch.uint8:
+            expected = f"(batch, frames, {size}, {size}, 3)"
+            fits = frames.ndim == 5 and frames.shape[2:] == (size, size, 3)
+        elif frames.is_floating_point():
+            expected = f"(batch, frames, 3, {size}, {size})"
+            fits = frames.ndim == 5 and frames.shape[2:] == (3, size, size)
+        else:
+            raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
+        if not fits:
+            raise ValueError(
+                f"{frames.dtype} frames must have shape {expected} for this model, "
+                f"got {tuple(frames.shape)}; resize them to {size}x{size} pixels first"
+            )
+
+    def predict(
+        self,
+        latents: Float[Tensor, "batch frames tokens dim"],
+        proprio: Float[Tensor, "batch frames 7"],
+        actions: Float[Tensor, "batch frames 7"],
+        extrinsics: Float[Tensor, "batch frames 6"] | None = None,
+    ) -> Float[Tensor, "batch frames tokens dim"]:
+        """Returns the latents predicted for the frame after each given one (teacher forcing)."""
+        return self._norm(self.predictor(latents, proprio, actions, extrinsics))
+
+    def rollout(
+        self,
+        latents: Float[Tensor, "batch context tokens dim"],
+        proprio: Float[Tensor, "batch steps 7"],
+        actions: Tensor,
+        extrinsics: Float[Tensor, "batch steps 6"] | None = None,
+    ) -> Tensor:
+        """Imagines H steps after C context frames, feeding predictions back.
+
+        Keys and values of past frames are cached, so a step costs one frame however far it lies
+        ahead; the result equals that of running the whole sequence again at every step.
+
+        Args:
+            latents: Latents of the C context frames.
+            proprio: End-effector states: C of them, and the rest are integrated from the actions;
+                or all C - 1 + H, and they are taken as given.
+            actions: (B, C - 1 + H, 7), or S plans a batch entry as (B, S, C - 1 + H, 7). The first
+                C - 1 led from one context frame to the next (and are the same in all S plans).
+            extrinsics: Camera poses at all C - 1 + H frames, if the predictor takes them.
+
+        Returns:
+            Latents (B, H, N, D), or (B, S, H, N, D) for S plans, normed like those of `encode`.
+
+        Raises:
+            ValueError: The shapes do not fit together.
+        """
+        C = latents.shape[1]
+        steps = actions.shape[-2]
+        H = steps - (C - 1)
+        self._check_rollout(latents, proprio, actions)
+
+        shared = actions if actions.ndim == 3 else actions[:, 0]
+        cache = self.predictor.new_cache()
+        if C > 1:
+            self.predictor(
+                latents[:, :-1],
+                proprio[:, : C - 1],
+                shared[:, : C - 1],
+                extrinsics[:, : C - 1] if extrinsics is not None else None,
+                cache,
+            )
+        if actions.ndim == 4:  # from here on each plan is a batch entry of its own
+            S = actions.shape[1]
+            cache = cache.repeat(S) if C > 1 else cache
+            proprio = proprio.repeat_interleave(S, dim=0)
+            if extrinsics is not None:
+                extrinsics = extrinsics.repeat_interleave(S, dim=0)
+            latents = latents[:, -1:].repeat_interleave(S, dim=0)
+        z = latents[:, -1:]  # (B * S, 1, N, D)
+        plans = actions.flatten(0, -3)  # (B * S, steps, A)
+        given = proprio.shape[1] == steps
+        state = proprio[:, C - 1]
+        imagined = []
+        for t in range(C - 1, steps):
+            if given:
+                state = proprio[:, t]
+            action = plans[:, t]
+            camera = extrinsics[:, t : t + 1] if extrinsics is not None else None
+            z = self._norm(self.predictor(z, state[:, None], action[:, None], camera, cache))
+            state = integrate(state, action)
+            imagined.append(z)
+        out = torch.cat(imagined, dim=1)  # (B * S, H, N, D)
+        assert out.shape[1] == H
+        return out.unflatten(0, tuple(actions.shape[:-2])) if actions.ndim == 4 else out
+
+    def _norm(self, prediction: Tensor) -> Tensor:
+        if self.standardise:
+            return prediction
+        return F.layer_norm(prediction, prediction.shape[-1:], eps=LATENT_NORM_EPS)
+
+    def _check_rollout(self, latents: Tensor, proprio: Tensor, actions: Tensor) -> None:
+        if actions.ndim not in (3, 4) or actions.shape[-1] != ACTION_SIZE:
+            raise ValueError(
+                f"actions must have shape (batch, [plans,] steps, {ACTION_SIZE}), "
+                f"got {tuple(actions.shape)}"
+            )
+        C, steps = latents.shape[1], actions.shape[-2]
+        if steps < C:
+            raise ValueError(
+                f"{C} context frames need at least {C} actions (the first {C - 1} lie between "
+                f"them), got {steps}"
+            )
+        if proprio.shape[1] not in (C, steps):
+            raise ValueError(
+                f"proprio must hold the {C} context frames or all {steps} steps, "
+                f"got {proprio.shape[1]}"
+            )
