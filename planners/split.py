@@ -1,0 +1,53 @@
+"""Split one long planned action into the part the arm may make now and the rest.
+
+A predictor trained on several time scales understands a move of 30 cm as one model step. The arm
+may move 7.5 cm per step, so it makes the first quarter, in the planned direction, and the other
+three quarters become the next warm start.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from worldmodel.planners.interfaces import ActionBounds
+from worldmodel.pose import GRIPPER, POSITION, ROTATION, rotation_delta
+
+NOTHING_LEFT = 1e-6  # m, rad or gripper: rounding, not motion
+
+
+def split_action(
+    action: Float[np.ndarray, " action"], bounds: ActionBounds
+) -> tuple[Float[np.ndarray, " action"], Float[np.ndarray, " action"] | None]:
+    """Returns the part of `action` that fits in `bounds`, and the remainder or None.
+
+    Translation and rotation are each shortened by one factor for their three axes, which keeps
+    their direction; the gripper is clipped by itself. Executing the part and then the remainder is
+    executing the action: translations add, rotations compose (`R(rest) R(part) = R(action)`).
+
+    Args:
+        action: (7,) physical units.
+        bounds: what the arm may do in one step. Each axis contains zero or is fixed to zero, and
+            the action is zero on a fixed axis.
+
+    Returns:
+        float64 arrays; the remainder is None when less than 1e-6 of any unit is left.
+    """
+    low, high = (b.detach().cpu().double().numpy() for b in (bounds.low, bounds.high))
+    action = np.asarray(action, dtype=np.float64)
+    part = np.empty_like(action)
+    for group in (POSITION, ROTATION, GRIPPER):
+        part[group] = _fitting_part(action[group], low[group], high[group])
+    remainder = action - part
+    remainder[ROTATION] = rotation_delta(part[ROTATION], action[ROTATION])
+    # Composing rotations about two axes leaks a little into a third; where the arm may not turn
+    # that little is dropped, for it could never be executed.
+    remainder[low == high] = 0.0
+    if np.abs(remainder).max() < NOTHING_LEFT:
+        return part, None
+    return part, remainder
+
+
+def _fitting_part(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    limit = np.where(values > 0, high, low)
+    moves = np.abs(values) > NOTHING_LEFT
+    factor = min(1.0, *(limit[moves] / values[moves])) if moves.any() else 1.0
+    return np.clip(factor * values, low, high)  # the clip only removes rounding

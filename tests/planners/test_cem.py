@@ -1,0 +1,338 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldmodel.planners import CEM, ActionBounds, LatentL1Energy, random_shooting
+from worldmodel.pose import integrate
+
+
+def solve(planner, world, toy, target, *, bounds=None, seed=0, start=None, **arguments):
+    """Plans from the toy start to proprio `target` (B, 7)."""
+    start = toy.start if start is None else start
+    return planner.plan(
+        world,
+        toy.observation_of(world, start),
+        world.latents_of(target),
+        bounds=toy.bounds if bounds is None else bounds,
+        generator=torch.Generator().manual_seed(seed),
+        **arguments,
+    )
+
+
+def cem(**changes):
+    return CEM(cost=LatentL1Energy(), **changes)
+
+
+def long_cem(**changes):
+    return cem(**({"num_iterations": 30, "min_std": 1e-4} | changes))
+
+
+class FakeClock:
+    """A clock that only a world moves: each imagined plan takes `seconds_per_plan`."""
+
+    def __init__(self, seconds_per_plan):
+        self.now, self.seconds_per_plan = 100.0, seconds_per_plan
+
+    def __call__(self):
+        return self.now
+
+    def on_rollout(self, num_plans):
+        self.now += num_plans * self.seconds_per_plan
+
+
+# --- The optimum --------------------------------------------------------------------------------
+
+
+def test_finds_the_action_that_reaches_the_goal_exactly(toy):
+    action = torch.tensor([[0.03, -0.05, 0.01, 0.02, -0.1, 0.05, 0.2]])
+    plan = solve(long_cem(), toy.mixed, toy, integrate(toy.start, action))
+    torch.testing.assert_close(plan.actions[:, 0], action, atol=2e-3, rtol=0)
+    assert plan.cost.item() < 2e-3
+
+
+def test_finds_the_clipped_optimum_when_the_optimum_lies_outside_the_bounds(toy):
+    target = toy.start + torch.tensor([[0.3, -0.5, 0.02, 0, 0, 0, 0.45]])
+    plan = solve(long_cem(), toy.separable, toy, target)
+    expected = torch.tensor([[0.075, -0.075, 0.02, 0, 0, 0, 0.4]])
+    torch.testing.assert_close(plan.actions[:, 0], expected, atol=2e-3, rtol=0)
+
+
+def test_reaches_in_two_steps_what_one_cannot(toy):
+    target = toy.start + torch.tensor([[0.12, -0.1, 0.05, 0, 0, 0, 0]])
+    one = solve(long_cem(horizon=1), toy.separable, toy, target)
+    two = solve(long_cem(horizon=2), toy.separable, toy, target)
+    assert two.actions.shape == (1, 2, 7)
+    assert two.cost.item() < 0.1 * one.cost.item()
+
+
+def test_every_problem_of_a_batch_reaches_its_own_optimum(toy):
+    actions = torch.tensor([[0.05, 0, 0, 0, 0, 0, 0], [0, -0.04, 0.02, 0, 0, 0.1, 0.3]])
+    start = toy.start + torch.tensor([[0.0] * 7, [0.1, 0, 0, 0, 0, 0, 0]])
+    plan = solve(long_cem(), toy.mixed, toy, integrate(start, actions), start=start)
+    torch.testing.assert_close(plan.actions[:, 0], actions, atol=3e-3, rtol=0)
+    assert plan.cost.shape == (2,) and plan.cost_history.shape == (30, 2)
+
+
+@pytest.mark.parametrize("returns", ["mean", "best"])
+def test_the_cost_of_a_plan_is_the_cost_of_its_actions(toy, returns):
+    target = toy.start + 0.05
+    plan = solve(cem(horizon=2, returns=returns), toy.mixed, toy, target)
+    pose = integrate(integrate(toy.start, plan.actions[:, 0]), plan.actions[:, 1])
+    energy = (toy.mixed.latents_of(pose) - toy.mixed.latents_of(target)).abs().mean()
+    torch.testing.assert_close(plan.cost, energy[None])
+
+
+def test_returns_the_best_plan_ever_imagined_even_when_no_elites_are_kept(toy):
+    planner = cem(
+        returns="best", keep_elites=0.0, num_samples=8, num_elites=4, num_iterations=12, min_std=0.5
+    )
+    target = toy.start + 0.04
+    plan = solve(planner, toy.mixed, toy, target)
+    assert plan.cost.item() == plan.cost_history.min().item() < plan.cost_history[-1].item()
+    pose = integrate(toy.start, plan.actions[:, 0])
+    energy = (toy.mixed.latents_of(pose) - toy.mixed.latents_of(target)).abs().mean()
+    torch.testing.assert_close(plan.cost, energy[None])
+
+
+# --- Bounds -------------------------------------------------------------------------------------
+
+limits = st.floats(0.0, 0.5, width=32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    low=st.lists(limits, min_size=7, max_size=7),
+    width=st.lists(limits, min_size=7, max_size=7),
+    offset=st.floats(-1.0, 1.0, width=32),
+    returns=st.sampled_from(["mean", "best"]),
+    first_iteration=st.sampled_from(["normal", "uniform"]),
+    seed=st.integers(0, 1000),
+)
+def test_never_leaves_the_bounds(toy, low, width, offset, returns, first_iteration, seed):
+    low = torch.tensor(low) - 0.25
+    bounds = ActionBounds(low=low, high=low + torch.tensor(width))
+    seen = []
+
+    def record(latents, actions, goal):
+        seen.append(actions)
+        return LatentL1Energy()(latents, actions, goal)
+
+    planner = CEM(
+        cost=record,
+        horizon=2,
+        num_samples=12,
+        num_elites=3,
+        num_iterations=3,
+        initial_std=2.0,
+        mean_momentum=0.15,
+        returns=returns,
+        first_iteration=first_iteration,
+    )
+    warm_start = torch.full((1, 2, 7), offset)
+    plan = solve(
+        planner, toy.mixed, toy, toy.start + offset, bounds=bounds, seed=seed, warm_start=warm_start
+    )
+    for actions in [plan.actions, *seen]:
+        assert (actions >= bounds.low).all() and (actions <= bounds.high).all()
+
+
+def test_axes_with_equal_bounds_stay_at_their_value(toy):
+    low, high = toy.bounds.low.clone(), toy.bounds.high.clone()
+    low[3:6] = high[3:6] = 0.0
+    low[2] = high[2] = 0.033
+    plan = solve(
+        cem(initial_std=1.0, min_std=0.1),
+        toy.mixed,
+        toy,
+        toy.start + 0.2,
+        bounds=ActionBounds(low=low, high=high),
+    )
+    assert (plan.actions[..., 3:6] == 0).all()
+    assert (plan.actions[..., 2] == high[2]).all()
+    assert (plan.std[..., 2:6] == 0).all()
+
+
+def test_a_uniform_first_iteration_covers_the_bounds_evenly(toy):
+    seen = []
+
+    def record(latents, actions, goal):
+        seen.append(actions)
+        return LatentL1Energy()(latents, actions, goal)
+
+    planner = CEM(
+        cost=record, num_samples=50, num_samples_first=4000, num_iterations=2,
+        first_iteration="uniform", initial_std=0.01,
+    )  # fmt: skip
+    plan = solve(planner, toy.mixed, toy, toy.start + 0.05)
+    first, second, final = seen
+    assert [len(actions[0]) for actions in seen] == [4000, 50, 1]
+    unit = (first[0, :, 0] - toy.bounds.low) / (toy.bounds.high - toy.bounds.low)  # (S, A)
+    quarters = torch.stack(
+        [((unit >= q / 4) & (unit < (q + 1) / 4)).float().mean(0) for q in range(4)]
+    )
+    assert (quarters - 0.25).abs().max() < 0.03
+    assert plan.evaluations == 4051
+
+
+# --- Reproducible, monotone, warm ---------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_plan_bit_for_bit_and_another_seed_another(toy):
+    plans = [solve(cem(), toy.mixed, toy, toy.start + 0.05, seed=s) for s in (3, 3, 4)]
+    assert torch.equal(plans[0].actions, plans[1].actions)
+    assert torch.equal(plans[0].cost_history, plans[1].cost_history)
+    assert not torch.equal(plans[0].actions, plans[2].actions)
+
+
+def test_planning_does_not_touch_the_global_random_state(toy):
+    before = torch.get_rng_state()
+    solve(cem(first_iteration="uniform"), toy.mixed, toy, toy.start + 0.05)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), keep=st.floats(0.01, 1.0))
+def test_more_iterations_never_worsen_the_best_cost_when_elites_are_kept(toy, seed, keep):
+    planner = cem(num_samples=8, num_elites=4, num_iterations=12, keep_elites=keep, min_std=0.5)
+    history = solve(planner, toy.mixed, toy, toy.start + 0.04, seed=seed).cost_history[:, 0]
+    assert (history.diff() <= 0).all()
+
+
+def test_without_kept_elites_the_best_cost_of_an_iteration_can_rise(toy):
+    planner = cem(num_samples=8, num_elites=4, num_iterations=12, keep_elites=0.0, min_std=0.5)
+    history = solve(planner, toy.mixed, toy, toy.start + 0.04).cost_history[:, 0]
+    assert (history.diff() > 0).any()
+
+
+def test_a_warm_start_is_a_candidate_so_the_best_plan_is_never_worse(toy):
+    action = torch.tensor([[[0.031, -0.052, 0.013, 0.02, -0.1, 0.05, 0.2]]])
+    target = integrate(toy.start, action[:, 0])
+    planner = cem(num_samples=4, num_elites=2, num_iterations=1, returns="best")
+    cold = solve(planner, toy.mixed, toy, target)
+    warm = solve(planner, toy.mixed, toy, target, warm_start=action)
+    assert torch.equal(warm.actions, action) and warm.cost.item() < 1e-6
+    assert cold.cost.item() > 0.01
+
+
+def test_a_warm_start_moves_the_first_distribution(toy):
+    action = torch.tensor([[[0.06, -0.06, 0.06, 0, 0, 0, 0]]])
+    planner = cem(num_iterations=1, initial_std=0.01, num_samples=16, num_elites=4)
+    plan = solve(planner, toy.mixed, toy, toy.start, warm_start=action)
+    torch.testing.assert_close(plan.actions, action, atol=5e-3, rtol=0)
+
+
+def test_a_warm_start_of_another_horizon_is_refused(toy):
+    with pytest.raises(ValueError, match=r"warm_start must be \(1, 2, 7\).*got \(1, 1, 7\)"):
+        solve(cem(horizon=2), toy.mixed, toy, toy.start, warm_start=torch.zeros(1, 1, 7))
+
+
+def test_the_std_floor_is_kept_in_units_of_half_the_bounds(toy):
+    plan = solve(cem(min_std=0.2, num_iterations=20), toy.mixed, toy, toy.start)
+    assert (plan.std >= 0.2 * toy.bounds.high * (1 - 1e-6)).all()
+
+
+def test_chunks_change_the_batch_size_and_nothing_else(toy):
+    sizes = []
+    world = toy.LinearWorld(toy.mixed.matrix, on_rollout=sizes.append)
+    whole = solve(cem(num_samples=25), toy.mixed, toy, toy.start + 0.05)
+    chunked = solve(cem(num_samples=25, chunk_size=10), world, toy, toy.start + 0.05)
+    torch.testing.assert_close(chunked.actions, whole.actions)
+    assert sizes[:3] == [10, 10, 5] and chunked.evaluations == whole.evaluations == 6 * 25 + 1
+
+
+# --- Deadline -----------------------------------------------------------------------------------
+
+
+def test_stops_before_an_iteration_that_would_end_after_the_deadline(toy):
+    clock = FakeClock(seconds_per_plan=0.001)
+    world = toy.LinearWorld(toy.mixed.matrix, on_rollout=clock.on_rollout)
+    planner = cem(num_samples=100, num_iterations=10, clock=clock)
+    plan = solve(planner, world, toy, toy.start, deadline_ms=350)
+    assert plan.iterations == 3 and plan.deadline_hit
+    assert plan.elapsed_ms == pytest.approx(301) and plan.cost_history.shape == (3, 1)
+
+
+def test_a_larger_first_iteration_does_not_make_the_next_look_slow(toy):
+    clock = FakeClock(seconds_per_plan=0.001)
+    world = toy.LinearWorld(toy.mixed.matrix, on_rollout=clock.on_rollout)
+    planner = cem(num_samples=100, num_samples_first=200, num_iterations=10, clock=clock)
+    assert solve(planner, world, toy, toy.start, deadline_ms=350).iterations == 2
+
+
+def test_always_does_one_iteration_and_says_that_it_was_late(toy):
+    clock = FakeClock(seconds_per_plan=0.001)
+    world = toy.LinearWorld(toy.mixed.matrix, on_rollout=clock.on_rollout)
+    for num_iterations in (1, 10):
+        planner = cem(num_samples=100, num_iterations=num_iterations, clock=clock)
+        plan = solve(planner, world, toy, toy.start, deadline_ms=0)
+        assert plan.iterations == 1 and plan.deadline_hit
+
+
+def test_a_generous_deadline_is_not_hit(toy):
+    clock = FakeClock(seconds_per_plan=0.001)
+    world = toy.LinearWorld(toy.mixed.matrix, on_rollout=clock.on_rollout)
+    planner = cem(num_samples=100, num_iterations=3, clock=clock)
+    plan = solve(planner, world, toy, toy.start, deadline_ms=302)
+    assert plan.iterations == 3 and not plan.deadline_hit
+
+
+# --- Errors and the baseline --------------------------------------------------------------------
+
+
+def test_a_nan_cost_is_an_error_and_not_a_bad_rank(toy):
+    def broken(latents, actions, goal):
+        cost = LatentL1Energy()(latents, actions, goal)
+        cost[:, 3] = math.nan
+        return cost
+
+    with pytest.raises(ValueError, match="1 of 16 imagined futures have a NaN cost"):
+        solve(CEM(cost=broken, num_samples=16, num_elites=2), toy.mixed, toy, toy.start)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_elites": 512}, "num_elites must be between 2 and 256, got 512"),
+        ({"num_elites": 1}, "num_elites must be between 2 and 256, got 1"),
+        ({"num_samples_first": 10}, "num_elites must be between 2 and 10, got 24"),
+        ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"returns": "mena"}, "unknown returns 'mena'; did you mean 'mean'"),
+        ({"first_iteration": "unifrom"}, "did you mean 'uniform'"),
+        ({"mean_momentum": 1.0}, r"mean_momentum must be in \[0, 1\), got 1.0"),
+        ({"min_std": -0.1}, "min_std must be at least 0, got -0.1"),
+        ({"keep_elites": 3}, r"keep_elites must be a fraction in \[0, 1\], got 3"),
+        ({"close_gripper": 1}, "close_gripper must be between 0 and 0, got 1"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cem(**arguments)
+
+
+def test_a_setting_with_too_few_axes_is_refused(toy):
+    with pytest.raises(ValueError, match=r"initial_std must be one number or one per action axis"):
+        solve(cem(initial_std=[0.1, 0.2]), toy.mixed, toy, toy.start)
+
+
+def test_random_shooting_takes_the_best_of_uniform_plans(toy):
+    target = toy.start + torch.tensor([[0.05, 0, 0, 0, 0, 0, 0]])
+    shooting = random_shooting(cost=LatentL1Energy(), num_samples=500)
+    plan = solve(shooting, toy.mixed, toy, target)
+    searched = solve(cem(num_samples=83), toy.mixed, toy, target)
+    assert plan.iterations == 1 and plan.evaluations == 500
+    assert plan.cost.item() == plan.cost_history[0, 0].item()
+    assert searched.cost.item() < plan.cost.item()  # the same effort, spent with a plan
+
+
+@pytest.mark.gpu
+def test_plans_on_the_gpu_as_on_the_cpu_when_the_noise_comes_from_the_cpu(toy):
+    target = toy.start + 0.05
+    expected = solve(cem(), toy.mixed, toy, target)
+    world = toy.LinearWorld(toy.mixed.matrix.cuda())
+    plan = solve(cem(), world, toy, target.cuda(), start=toy.start.cuda())
+    assert plan.actions.is_cuda
+    torch.testing.assert_close(plan.actions.cpu(), expected.actions, atol=1e-3, rtol=0)
