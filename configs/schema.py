@@ -1,0 +1,155 @@
+"""What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
+
+`encoder`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
+its arguments.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over a run, see `worldmodel.training.Schedule`."""
+
+    name: str = "cosine"
+    peak: float = 1e-3
+    start: float = 0.0
+    final: float = 0.0
+    steps: int = 1000
+    warmup_steps: int = 100
+    decay_steps: int = 0
+
+
+@dataclass
+class CollectConfig:
+    """Records scripted episodes in simulation."""
+
+    out: str = "datasets/reach"  # episode store; an interrupted collection goes on where it was
+    task: str = "reach"
+    episodes: int = 100
+    steps: int = 25  # actions per episode
+    behaviours: dict[str, float] = field(default_factory=dict)  # name: share of the episodes
+    seed: int = 0
+    image_size: int = 128
+    cameras: list[str] = field(default_factory=lambda: ["exterior"])
+    backends: list[str] = field(default_factory=lambda: ["auto"])  # taken in turn: auto, gl, ray
+    workers: int | None = None  # processes; null is one a core
+
+
+@dataclass
+class InspectConfig:
+    """Says what is in an episode store, and draws it."""
+
+    data: str = "datasets/reach"
+    run: str | None = None  # folder for the pictures; null is a new one under runs/
+
+
+@dataclass
+class EncodeConfig:
+    """Caches the latents of an episode store."""
+
+    data: str = "datasets/reach"
+    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`
+    cache: str = "datasets/latents"
+    camera: str = "exterior"
+    merge: int = 2  # side of the square of tokens joined into one latent token
+    device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass
+class PretrainConfig:
+    """Trains an encoder by masked latent prediction."""
+
+    encoder: Any = MISSING  # group: architecture
+    data: str = "datasets/reach"
+    run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
+    camera: str = "exterior"
+    clip_frames: int = 1  # 1: single frames, doubled, as planning sees them
+    levels: list[int] = field(default_factory=list)  # encoder blocks that are context and target
+    predictor_dim: int = 96
+    predictor_depth: int = 4
+    predictor_heads: int = 3
+    context_loss_weight: float = 0.5
+    ema: list[float] = field(default_factory=lambda: [0.99, 0.999])  # first step, last step
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_size: int = 64
+    weight_decay: float = 0.04
+    validation_fraction: float = 0.05
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    save_every: int = 100
+
+
+@dataclass
+class TrainConfig:
+    """Trains an action-conditioned predictor on the latents of a frozen encoder."""
+
+    predictor: Any = MISSING  # group: architecture
+    data: str = "datasets/reach"
+    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`
+    cache: str = "datasets/latents"
+    run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
+    camera: str = "exterior"
+    merge: int = 2
+    window: int = 3  # frames
+    strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
+    rollout_steps: int = 2
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_size: int = 64
+    weight_decay: float = 0.01
+    validation_fraction: float = 0.05
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    validate_every: int = 100
+    save_every: int = 100
+
+
+@dataclass
+class PlanningConfig:
+    """What `plan`, `evaluate` and `demo` share."""
+
+    planner: Any = MISSING  # group: search and how the controller uses it
+    task: str = "reach"
+    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    camera: str = "exterior"
+    backend: str = "auto"  # renderer: auto, gl or ray
+    steps: int = 16  # control steps per episode
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
+class PlanConfig(PlanningConfig):
+    """Plans to one goal image and shows every step."""
+
+    goal: str | None = None  # image file to reach; null takes the goal of the episode's seed
+
+
+@dataclass
+class EvaluateConfig(PlanningConfig):
+    """Measures success over episodes, beside policies that do not look."""
+
+    episodes: int = 50
+    videos: int = 8  # how many episodes are drawn (failures are drawn first)
+
+
+STORE = ConfigStore.instance()
+for _name, _schema in {
+    "collect": CollectConfig,
+    "inspect": InspectConfig,
+    "encode": EncodeConfig,
+    "pretrain": PretrainConfig,
+    "train": TrainConfig,
+    "plan": PlanConfig,
+    "evaluate": EvaluateConfig,
+    "demo": EvaluateConfig,
+}.items():
+    STORE.store(name=f"{_name}_schema", node=_schema)

@@ -1,0 +1,127 @@
+"""Training losses: masked latent prediction for the encoder, latent dynamics for the predictor."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmodel.encoder import VideoEncoder
+from worldmodel.jepa import JEPA, LATENT_NORM_EPS
+from worldmodel.mask_predictor import MaskPredictor
+from worldmodel.rope import grid_positions
+
+
+@dataclass(frozen=True)
+class PredictionLoss:
+    """The two parts of the action-conditioned loss, each a scalar tensor.
+
+    Attributes:
+        teacher_forcing: L1 of every next frame predicted from true ones.
+        rollout: L1 of the frames imagined from the first one alone.
+    """
+
+    teacher_forcing: Tensor
+    rollout: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What training minimises: their sum."""
+        return self.teacher_forcing + self.rollout
+
+
+def prediction_loss(
+    world: JEPA,
+    latents: Float[Tensor, "batch frames tokens dim"],
+    proprio: Float[Tensor, "batch frames 7"],
+    actions: Float[Tensor, "batch steps 7"],
+    *,
+    rollout_steps: int = 2,
+) -> PredictionLoss:
+    """Returns teacher-forcing and rollout L1 of a window (Assran et al. 2025, equations 2 and 3).
+
+    Args:
+        world: The model; its predictor is what is trained.
+        latents: Normed latents of F frames.
+        proprio: End-effector states at the frames.
+        actions: The F - 1 actions between them.
+        rollout_steps: Steps imagined from frame 0; the first is the teacher-forced prediction
+            itself, so its error counts twice, as in V-JEPA 2-AC.
+    """
+    steps = actions.shape[1]
+    if not 1 <= rollout_steps <= steps:
+        raise ValueError(f"rollout_steps must be between 1 and {steps}, got {rollout_steps}")
+    forced = world.predict(latents[:, :-1], proprio[:, :-1], actions)
+    sequence = torch.cat((latents[:, :1], forced[:, :1]), dim=1)  # frame 0 and imagined frame 1
+    for t in range(2, rollout_steps + 1):
+        ahead = world.predict(sequence, proprio[:, :t], actions[:, :t])
+        sequence = torch.cat((sequence, ahead[:, -1:]), dim=1)
+    imagined = sequence[:, 1:]
+    return PredictionLoss(
+        teacher_forcing=F.l1_loss(forced, latents[:, 1:]),
+        rollout=F.l1_loss(imagined, latents[:, 1 : rollout_steps + 1]),
+    )
+
+
+def target_features(
+    encoder: VideoEncoder, clip: Float[Tensor, "batch 3 frames height width"], levels: list[int]
+) -> Float[Tensor, "batch tokens dim"]:
+    """Returns the features masked prediction aims at: several levels, each normed, side by side."""
+    with torch.no_grad():
+        features = encoder.levels(clip, levels)
+    return torch.cat(
+        [F.layer_norm(level, level.shape[-1:], eps=LATENT_NORM_EPS) for level in features], dim=-1
+    )
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """The two parts of the masked-prediction loss, each a scalar tensor.
+
+    Attributes:
+        hidden: L1 at the hidden tokens.
+        context: L1 at the visible tokens, weighted by how near they are to a hidden one.
+    """
+
+    hidden: Tensor
+    context: Tensor
+
+
+def masked_loss(
+    encoder: VideoEncoder,
+    predictor: MaskPredictor,
+    clip: Float[Tensor, "batch 3 frames height width"],
+    targets: Float[Tensor, "batch tokens dim"],
+    *,
+    kept: Int[Tensor, "batch kept"],
+    hidden: Int[Tensor, "batch hidden"],
+    levels: list[int],
+) -> MaskedLoss:
+    """Returns the V-JEPA 2.1 loss for one group of masks (Mur-Labadia et al. 2026, section 3).
+
+    Args:
+        encoder: The online encoder.
+        predictor: Takes the encoder's `levels`, concatenated.
+        clip: Normalised pixels.
+        targets: `target_features` of the EMA encoder for the whole clip.
+        kept: Ids of the tokens the encoder sees.
+        hidden: Ids of the tokens it must infer.
+        levels: Blocks whose outputs make context and targets.
+    """
+    grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
+    context = torch.cat(encoder.levels(clip, levels, keep=kept), dim=-1)
+    at_hidden, at_kept = predictor(context, kept, hidden, grid)
+    hidden_error = (at_hidden - targets.take_along_dim(hidden[..., None], dim=1)).abs().mean(-1)
+    kept_error = (at_kept - targets.take_along_dim(kept[..., None], dim=1)).abs().mean(-1)
+    weights = context_weights(kept, hidden, grid)
+    return MaskedLoss(hidden=hidden_error.mean(), context=(weights * kept_error).mean())
+
+
+def context_weights(
+    kept: Int[Tensor, "batch kept"], hidden: Int[Tensor, "batch hidden"], grid: tuple[int, int, int]
+) -> Float[Tensor, "batch kept"]:
+    """Returns 1 / sqrt(d), d the distance [tokens] of a visible token to the nearest hidden one."""
+    positions = grid_positions(*grid).to(kept.device)
+    distance = torch.cdist(positions[kept], positions[hidden]).amin(dim=-1)
+    return distance.rsqrt()

@@ -1,0 +1,302 @@
+"""Post-trains the action-conditioned predictor on the cached latents of a frozen encoder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from worldmodel import checkpoint
+from worldmodel.data.latents import LatentCache
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import WindowIndex, split_episodes
+from worldmodel.encode import encode
+from worldmodel.jepa import JEPA
+from worldmodel.losses import PredictionLoss, prediction_loss
+from worldmodel.pose import action_between
+from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.training import (
+    MetricsLog,
+    Schedule,
+    autocast,
+    load_state,
+    make_optimizer,
+    plot_metrics,
+    save_state,
+    select_device,
+    set_learning_rate,
+    step_generators,
+)
+
+MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
+MIN_POSE_STD = 0.05  # [m, or matrix entries]; keeps an axis the data never moves from exploding
+MIN_ACTION_STD = 0.01  # [m, rad, gripper]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run ends with.
+
+    Attributes:
+        checkpoint: Folder of the world model.
+        validation_loss: L1 of one-step predictions on held-out episodes.
+        copy_loss: L1 of predicting no change, on the same windows.
+        shuffled_loss: L1 with the actions of other windows; near `validation_loss` means that the
+            model ignores the action.
+    """
+
+    checkpoint: Path
+    validation_loss: float
+    copy_loss: float
+    shuffled_loss: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows ready for the loss: latents (B, F, N, D), proprio (B, F, 7), actions (B, F-1, 7)."""
+
+    latents: Tensor
+    proprio: Tensor
+    actions: Tensor
+
+
+class Windows:
+    """Random windows of cached latents at several time scales."""
+
+    def __init__(
+        self, cache: LatentCache, ids: Sequence[int], *, dt: float, frames: int, strides: list[int]
+    ):
+        self.cache = cache
+        self.ids = np.asarray(ids, np.int64)
+        times = [cache.timestamps(i) for i in self.ids]
+        self.index = WindowIndex(times, dt, frames, strides=strides)
+
+    def sample(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
+        """Returns raw latents (n, F, N, D) and proprio (n, F, 7) of n windows."""
+        episodes, frames = self.index.sample(rng, n)
+        latents = self.cache.gather(self.ids[episodes], frames)
+        proprio = self.cache.gather_proprio(self.ids[episodes], frames)
+        return torch.from_numpy(latents), torch.from_numpy(proprio)
+
+
+def train(
+    *,
+    build_predictor: Callable[..., ActionConditionedPredictor],
+    data: Path,
+    encoder: Path,
+    cache: Path,
+    run: Path,
+    camera: str,
+    merge: int,
+    window: int,
+    strides: list[int],
+    rollout_steps: int,
+    schedule: Schedule,
+    batch_size: int,
+    weight_decay: float,
+    validation_fraction: float,
+    seed: int,
+    device: str,
+    log_every: int,
+    validate_every: int,
+    save_every: int,
+) -> TrainResult:
+    """Trains a predictor and writes the world model to `run/model`.
+
+    A run folder that already holds a state goes on from it; the loss curve is the same as if it
+    had never stopped.
+
+    Args:
+        build_predictor: Makes the predictor, given `latent_dim` and `grid_size`; it is called with
+            torch seeded by `seed`.
+        data: Episode store.
+        encoder: Checkpoint folder of the frozen encoder.
+        cache: Folder of latent caches.
+        run: Folder for state, metrics, curves and the model.
+        camera: Camera whose frames are used.
+        merge: See `worldmodel.jepa.JEPA`.
+        window: Frames of a training window.
+        strides: Distances of a window's frames in control steps. With several, one action can be
+            a short or a long move, and a plan may look far ahead in one step.
+        rollout_steps: Steps of the rollout loss.
+        schedule: Learning rate and number of steps.
+        batch_size: Windows a step.
+        weight_decay: AdamW weight decay.
+        validation_fraction: Share of episodes held out.
+        seed: Seed of initialisation and batches.
+        device: "auto", "cpu" or "cuda".
+        log_every: Steps between metric lines.
+        validate_every: Steps between validations.
+        save_every: Steps between saved states.
+    """
+    where = select_device(device)
+    frozen, image_size = checkpoint.load_encoder(encoder)
+    latents = encode(
+        encoder=frozen, data=data, cache=cache, camera=camera, merge=merge, device=device
+    )
+    store = EpisodeStore(data)
+    control_hz = store.read_metadata(store.ids()[0]).control_hz
+    train_ids, validation_ids = split_episodes(store.ids(), validation_fraction, seed=0)
+    if not validation_ids:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} leaves no episode of {len(train_ids)} to "
+            "validate on; raise it or collect more episodes"
+        )
+    dt = 1 / control_hz
+    windows = Windows(latents, train_ids, dt=dt, frames=window, strides=strides)
+    held_out = Windows(latents, validation_ids, dt=dt, frames=window, strides=strides)
+
+    side = image_size // frozen.patch_size // merge
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        predictor = build_predictor(
+            latent_dim=frozen.embed_dim * merge**2, grid_size=(side, side)
+        )
+    samples = windows.sample(np.random.default_rng(seed), 4096)[1]
+    world = JEPA(
+        encoder=frozen,
+        predictor=predictor,
+        image_size=image_size,
+        merge=merge,
+        standardise=True,
+        control_hz=control_hz,
+        action_limit=action_between(samples[:, :-1], samples[:, 1:])
+        .abs()
+        .flatten(0, 1)
+        .quantile(0.99, dim=0)
+        .tolist(),
+    )
+    set_input_scales(world, latents, train_ids, samples)
+    world = world.to(where)
+    world.encoder.requires_grad_(False)
+    optimizer = make_optimizer([world.predictor], weight_decay=weight_decay)
+
+    def batch_of(source: Windows, rng: np.random.Generator, n: int) -> Batch:
+        raw, proprio = (x.to(where) for x in source.sample(rng, n))
+        z = (raw.float() - world.latent_mean) / world.latent_std
+        return Batch(z, proprio, action_between(proprio[:, :-1], proprio[:, 1:]))
+
+    def loss_of(batch: Batch) -> PredictionLoss:
+        with autocast(where):
+            return prediction_loss(
+                world, batch.latents, batch.proprio, batch.actions, rollout_steps=rollout_steps
+            )
+
+    first = 1
+    state = load_state(run)
+    if state is not None:
+        first = state["step"] + 1
+        world.predictor.load_state_dict(state["predictor"])
+        optimizer.load_state_dict(state["optimizer"])
+    log = MetricsLog(run, resume_step=first - 1)
+    validation = batch_of(held_out, np.random.default_rng(seed), 512)
+
+    bar = tqdm(
+        range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="train"
+    )
+    for step in bar:
+        rng, _ = step_generators(seed, step)
+        set_learning_rate(optimizer, schedule(step))
+        loss = loss_of(batch_of(windows, rng, batch_size))
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        torch.nn.utils.clip_grad_norm_(world.predictor.parameters(), 1.0)
+        optimizer.step()
+        last = step == schedule.steps
+        if step % log_every == 0 or last:
+            metrics = {
+                "loss_teacher_forcing": float(loss.teacher_forcing),
+                "loss_rollout": float(loss.rollout),
+                "learning_rate": schedule(step),
+            }
+            if step % validate_every == 0 or last:
+                metrics |= validate(world, validation, loss_of)
+            log.write(step, metrics)
+            bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
+        if step % save_every == 0 or last:
+            save_state(
+                run,
+                {
+                    "step": step,
+                    "predictor": world.predictor.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+            )
+
+    plot_metrics(
+        log.read(),
+        run / "curves.png",
+        groups={
+            "training L1": ["loss_teacher_forcing", "loss_rollout"],
+            "held-out L1": ["validation_loss", "copy_loss", "shuffled_loss"],
+            "learning rate": ["learning_rate"],
+        },
+        title="action-conditioned prediction",
+    )
+    final = validate(world, validation, loss_of)
+    checkpoint.save(
+        world,
+        run / "model",
+        provenance={
+            "trained_by": "worldmodel train",
+            "encoder": checkpoint.read_config(encoder, kind="encoder")["provenance"],
+            "episodes": len(train_ids),
+            "camera": camera,
+            "window": window,
+            "strides": list(strides),
+            "steps": schedule.steps,
+            "batch_size": batch_size,
+            "seed": seed,
+            "device": where.type,
+            **final,
+        },
+    )
+    return TrainResult(
+        run / "model", final["validation_loss"], final["copy_loss"], final["shuffled_loss"]
+    )
+
+
+@torch.no_grad()
+def set_input_scales(
+    world: JEPA, cache: LatentCache, ids: Sequence[int], proprio: Float[Tensor, "n frames 7"]
+) -> None:
+    """Sets latent statistics over the episodes `ids`, and pose and action scales from windows."""
+    count, total, total_squares = 0, 0.0, 0.0
+    for i in ids:
+        z = np.asarray(cache.latents(i), np.float64)  # (frames, N, D)
+        count += len(z)
+        total = total + z.sum(0)
+        total_squares = total_squares + np.square(z).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(total_squares / count - np.square(mean), 0))
+    world.latent_mean.copy_(torch.as_tensor(mean))
+    world.latent_std.copy_(torch.as_tensor(std).clamp_min(MIN_LATENT_STD))
+
+    predictor = world.predictor
+    features = predictor.pose_features(proprio).flatten(0, 1)
+    predictor.proprio_mean.copy_(features.mean(0))
+    predictor.proprio_std.copy_(features.std(0).clamp_min(MIN_POSE_STD))
+    actions = action_between(proprio[:, :-1], proprio[:, 1:]).flatten(0, 1)
+    predictor.action_std.copy_(actions.std(0).clamp_min(MIN_ACTION_STD))
+
+
+@torch.no_grad()
+def validate(
+    world: JEPA, batch: Batch, loss_of: Callable[[Batch], PredictionLoss]
+) -> dict[str, float]:
+    """Returns held-out losses beside what copying and what wrong actions would give."""
+    world.predictor.eval()
+    loss = loss_of(batch)
+    shuffled = loss_of(Batch(batch.latents, batch.proprio, batch.actions.roll(1, dims=0)))
+    copy = (batch.latents[:, 1:] - batch.latents[:, :-1]).abs().mean()
+    world.predictor.train()
+    return {
+        "validation_loss": float(loss.teacher_forcing),
+        "validation_rollout_loss": float(loss.rollout),
+        "copy_loss": float(copy),
+        "shuffled_loss": float(shuffled.teacher_forcing),
+    }
