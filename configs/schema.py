@@ -81,6 +81,7 @@ class PretrainConfig:
     validation_fraction: float = 0.05
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     save_every: int = 100
 
@@ -105,6 +106,7 @@ class TrainConfig:
     validation_fraction: float = 0.05
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     validate_every: int = 100
     save_every: int = 100

@@ -22,7 +22,7 @@ RAMP = 0.9  # part of the step in which the curve arrives; the rest lets the arm
 # there, so that a goal image looks like the arm that arrives. It needs all ten iterations.
 IK_ITERATIONS, IK_DAMPING, IK_POSTURE = 10, 0.01, 0.2
 JOINT_MARGIN = 0.02  # [rad] kept from the joint limits
-REACHED_POSITION, REACHED_ROTATION = 5e-3, 0.05  # [m], [rad] what counts as reached
+REACHED_POSITION, REACHED_ROTATION = 1e-3, 5e-3  # [m], [rad] what counts as reached
 MAX_JOINT_MOVE = 0.6  # [rad] per step; a larger one is another arm posture, not a small motion
 DOWNWARD = np.diag([1.0, -1.0, -1.0])  # tool rotation at home: z down, x forward
 
@@ -184,7 +184,7 @@ class Arm:
             iterations: Newton steps to take.
 
         Returns:
-            Joints (7,) [rad], and whether their pose is within 5 mm and 0.05 rad of the wanted.
+            Joints (7,) [rad], and whether their pose is within 1 mm and 5 mrad of the wanted.
         """
         joints, jacobian = start, np.empty((6, self.model.nv))
         for _ in range(iterations):

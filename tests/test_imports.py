@@ -23,6 +23,7 @@ ENTRY_POINTS = {
     "evaluate",
     "plan",
     "pretrain",
+    "report",
     "runs",
     "train",
 }

@@ -127,6 +127,13 @@ def _open(verb: str, config: "DictConfig") -> Path:
     return run
 
 
+def _set_threads(config: "DictConfig") -> None:
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def _schedule(config: "DictConfig") -> "Schedule":
     from worldmodel.training import Schedule
 
@@ -156,7 +163,7 @@ def _collect(config: "DictConfig") -> None:
 
 
 def _inspect(config: "DictConfig") -> None:
-    from worldmodel.data.inspect import contact_sheet, motion_plots, summarise
+    from worldmodel.data.inspect import contact_sheet, path_figure, summarise
     from worldmodel.data.store import EpisodeStore
 
     store = EpisodeStore(config.data)
@@ -164,7 +171,7 @@ def _inspect(config: "DictConfig") -> None:
     summary = summarise(store)
     print(summary)
     contact_sheet(store, run / "contact_sheet.png")
-    motion_plots(store, run / "motion.png")
+    path_figure(store, run / "motion.png")
     print(f"look at {run / 'contact_sheet.png'} and {run / 'motion.png'}")
     print(f"{summary.episodes} episodes, {len(summary.problems)} problems")
 
@@ -191,6 +198,7 @@ def _pretrain(config: "DictConfig") -> None:
 
     from worldmodel.pretrain import pretrain
 
+    _set_threads(config)
     run = _open("pretrain", config)
     result = pretrain(
         build_encoder=instantiate(config.encoder, _partial_=True),
@@ -225,6 +233,7 @@ def _train(config: "DictConfig") -> None:
 
     from worldmodel.train import train
 
+    _set_threads(config)
     run = _open("train", config)
     result = train(
         build_predictor=instantiate(config.predictor),
@@ -272,12 +281,9 @@ def _planner(config: "DictConfig") -> "PlannerSettings":
 
 
 def _load_world(config: "DictConfig") -> Any:
-    import torch
-
     from worldmodel.checkpoint import load, load_default
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config)
     return load_default() if config.checkpoint is None else load(config.checkpoint)
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from worldmodel.rope import RopeStyle, grid_positions, rope_table
-from worldmodel.transformer import initialise, make_blocks
+from worldmodel.transformer import initialise, make_blocks, take_tokens
 
 
 class PatchEmbed(nn.Module):
@@ -103,7 +103,7 @@ class VideoEncoder(nn.Module):
         if keep is None:
             rope = rope_table(positions, head_dim, self.rope)  # (N, head_dim)
         else:
-            x = x.take_along_dim(keep[..., None], dim=1)  # (B, kept, D)
+            x = take_tokens(x, keep)  # (B, kept, D)
             cos, sin = rope_table(positions[keep], head_dim, self.rope)
             rope = cos[:, None], sin[:, None]  # (B, 1, kept, head_dim)
         outputs: dict[int, Tensor] = {}

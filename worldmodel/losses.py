@@ -11,6 +11,7 @@ from worldmodel.encoder import VideoEncoder
 from worldmodel.jepa import JEPA, LATENT_NORM_EPS
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.rope import grid_positions
+from worldmodel.transformer import take_tokens
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def masked_loss(
     grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
     context = torch.cat(encoder.levels(clip, levels, keep=kept), dim=-1)
     at_hidden, at_kept = predictor(context, kept, hidden, grid)
-    hidden_error = (at_hidden - targets.take_along_dim(hidden[..., None], dim=1)).abs().mean(-1)
-    kept_error = (at_kept - targets.take_along_dim(kept[..., None], dim=1)).abs().mean(-1)
+    hidden_error = (at_hidden - take_tokens(targets, hidden)).abs().mean(-1)
+    kept_error = (at_kept - take_tokens(targets, kept)).abs().mean(-1)
     weights = context_weights(kept, hidden, grid)
     return MaskedLoss(hidden=hidden_error.mean(), context=(weights * kept_error).mean())
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from worldmodel.rope import rotate
@@ -117,6 +117,13 @@ def make_blocks(
         )
         for _ in range(depth)
     )
+
+
+def take_tokens(
+    x: Float[Tensor, "batch tokens dim"], ids: Int[Tensor, "batch taken"]
+) -> Float[Tensor, "batch taken dim"]:
+    """Returns the tokens `ids` of each batch entry."""
+    return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
 @torch.no_grad()

@@ -85,13 +85,15 @@ def test_a_killed_collection_is_continued_to_the_same_result(reference, tmp_path
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "run.py")], stderr=subprocess.DEVNULL
     ) as process:
-        while not (path / "store.json").exists() or len(EpisodeStore(path)) < 2:
-            assert process.poll() is None
-            time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert len(children) >= 2
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            while not (path / "store.json").exists() or len(EpisodeStore(path)) < 2:
+                assert process.poll() is None
+                time.sleep(0.02)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
 
+    assert len(children) >= 2
     deadline = time.monotonic() + 60  # The workers notice that their parent is gone, and exit.
     while any(_runs(int(pid)) for pid in children):
         assert time.monotonic() < deadline, "the workers outlive their parent"

@@ -42,7 +42,7 @@ def test_a_declared_rate_that_timestamps_contradict_is_a_problem(store):
     assert problem.startswith("episode 2: timestamps run at") and "declares 60 Hz" in problem
 
 
-def test_the_contact_sheet_shows_the_first_and_last_frame(tmp_path, store):
+def test_the_contact_sheet_grows_with_rows_and_columns(tmp_path, store):
     path = contact_sheet(store, tmp_path / "out" / "sheet.png", rows=2, columns=3)
     few = cv2.imread(str(path))
     assert few is not None and few.shape[2] == 3

@@ -148,16 +148,18 @@ def _start_writer(path, first: int, count: int, mode: str) -> subprocess.Popen:
 def test_a_kill_during_a_write_loses_only_that_episode(tmp_path, make_episode):
     EpisodeStore(tmp_path, mode="a").write(0, make_episode(0))
     with _start_writer(tmp_path, 10, 5, "stop") as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"halfway\n"
-        drafts = list((tmp_path / "writing").iterdir())
-        assert len(drafts) == 1 and (drafts[0] / "frames").is_dir()
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"halfway\n"
+            drafts = list((tmp_path / "writing").iterdir())
+            assert len(drafts) == 1 and (drafts[0] / "frames").is_dir()
 
-        # The writer lives: its draft is invisible to readers and safe from other appenders.
-        store = EpisodeStore(tmp_path, mode="a")
-        assert store.ids() == [0, 10]
-        assert drafts[0].is_dir()
-        os.kill(writer.pid, signal.SIGKILL)
+            # The writer lives: its draft is invisible to readers and safe from other appenders.
+            store = EpisodeStore(tmp_path, mode="a")
+            assert store.ids() == [0, 10]
+            assert drafts[0].is_dir()
+        finally:
+            os.kill(writer.pid, signal.SIGKILL)
 
     assert EpisodeStore(tmp_path).ids() == [0, 10]
     assert drafts[0].is_dir(), "opening for reading must change nothing"

@@ -105,6 +105,29 @@ def test_pushing_against_the_border_is_not_remembered(arm):
     assert arm.tcp_pos_base[2] == pytest.approx(0.41, abs=5e-3)
 
 
+@pytest.mark.parametrize("move", [[0, 0, 0], [0, 0.004, 0]])
+def test_turning_beyond_the_last_joint_is_not_remembered(arm, move):
+    arm.teleport(np.array([0.5, 0.0, 0.3]))
+    for _ in range(25):
+        arm.step(np.array([*move, 0, 0, 0.15, 0]))
+    stuck = arm.proprio
+    assert abs(stuck[5]) < 3.0  # less than was asked: 3.75 rad
+    np.testing.assert_allclose(stuck[1], 25 * move[1], atol=2e-3)  # the move was done all the same
+    arm.step(np.array([0, 0, 0, 0, 0, -0.15, 0]))
+    assert stuck[5] - arm.proprio[5] == pytest.approx(0.15, abs=0.02)
+
+
+def test_stretching_beyond_reach_is_not_remembered(arm):
+    long = Arm(arm.model, position_high=(2.0, 0.34, 0.46))
+    long.teleport(np.array([0.6, 0.0, 0.3]))
+    for _ in range(12):
+        long.step(np.array([0.05, 0, 0, 0, 0, 0, 0]))
+    stuck = long.tcp_pos_base[0]
+    assert 0.6 < stuck < 1.0  # less than was asked: 1.2 m
+    long.step(np.array([-0.05, 0, 0, 0, 0, 0, 0]))
+    assert stuck - long.tcp_pos_base[0] == pytest.approx(0.05, abs=5e-3)
+
+
 def test_an_unreachable_place_is_refused(arm):
     with pytest.raises(ValueError, match="cannot reach"):
         arm.teleport(np.array([1.5, 0.0, 0.3]))

@@ -1,0 +1,268 @@
+"""Pictures of one episode: what the camera saw, the goal, and what the model made of it."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from worldmodel.results import EpisodeResult
+
+ENERGY, DISTANCE = "#2563eb", "#b45309"
+REACHED, MISSED = "#15803d", "#dc2626"
+INK, MUTED, FAINT = "#1f2937", "#6b7280", "#d1d5db"
+
+_DPI = 100
+_GAP, _HEADER = 8, 28  # [pixels] between panels, above them
+_FIRST_HELD_S, _LAST_HELD_S = 0.5, 1.5
+_GIF_WIDTH_PANEL = 194  # three of them and the gaps: 598 pixels
+_FILM_PANEL, _FILM_FRAMES, _FILM_CAPTION = 168, 8, 58
+
+
+def write_video(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
+    """Writes an H.264 MP4: camera | goal | energy so far.
+
+    The first picture stays for half a second more, the last for one and a half; its edge is green
+    where the goal was reached and red where it was missed.
+
+    Args:
+        path: File to write; its folder exists.
+        episode: An episode with frames.
+        fps: Control steps shown per second.
+
+    Raises:
+        ValueError: The episode kept no frames, or `fps` is not positive.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    pictures = draw_steps(episode, panel=256)
+    pictures = [
+        *[pictures[0]] * round(_FIRST_HELD_S * fps),
+        *pictures,
+        *[pictures[-1]] * round(_LAST_HELD_S * fps),
+    ]
+    height, width = pictures[0].shape[:2]
+    # The index at the front (faststart) lets a browser play before it has the whole file.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18", "preset": "medium"}
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_gif(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
+    """Writes the pictures of `write_video` as an endless GIF, 598 pixels wide.
+
+    Raises:
+        ValueError: The episode kept no frames, or `fps` is not positive.
+    """
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    pictures = draw_steps(episode, panel=_GIF_WIDTH_PANEL)
+    # One palette for all, taken from the whole episode: the colours do not flicker.
+    palette = Image.fromarray(np.concatenate(pictures)).quantize(256)
+    images = [
+        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+        for picture in pictures
+    ]
+    held_ms = [round(1000 / fps)] * len(images)
+    held_ms[0] += round(1000 * _FIRST_HELD_S)
+    held_ms[-1] += round(1000 * _LAST_HELD_S)
+    images[0].save(
+        path, format="GIF", save_all=True, append_images=images[1:], duration=held_ms, loop=0
+    )
+
+
+def write_filmstrip(path: Path, episode: EpisodeResult) -> None:
+    """Writes a PNG of up to eight frames over time and the goal, with distances and energies.
+
+    The edge of the last frame is green where the goal was reached and red where it was missed.
+
+    Raises:
+        ValueError: The episode kept no frames.
+    """
+    frames, goal = _images(episode)
+    last = len(frames) - 1
+    steps = np.linspace(0, last, min(_FILM_FRAMES, last + 1)).round().astype(int)
+    panel, gap = _FILM_PANEL, _GAP
+    sheet = _Sheet((len(steps) + 1) * (panel + gap) - gap, panel + _FILM_CAPTION)
+    for column, step in enumerate(steps):
+        left = column * (panel + gap)
+        sheet.text(left, panel + 6, f"step {step}", weight="bold")
+        sheet.text(left, panel + 23, _distance_text(episode, step), color=DISTANCE)
+        sheet.text(left, panel + 40, _energy_text(episode, step), color=ENERGY)
+    left = len(steps) * (panel + gap)
+    sheet.text(left, panel + 6, "goal", weight="bold")
+    verdict, color = _verdict(episode)
+    sheet.text(left, panel + 23, verdict, color=color)
+    picture = sheet.pixels()
+    for column, step in enumerate(steps):
+        _paste(picture, frames[step], column * (panel + gap), 0, panel)
+    _paste(picture, goal, left, 0, panel)
+    if verdict:
+        _edge(picture, left - panel - gap, 0, panel, color)
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
+    """Returns one picture a step: camera | goal | energy so far, side by side under their names.
+
+    Args:
+        episode: An episode with frames.
+        panel: Side of each of the three panels [pixels].
+
+    Returns:
+        T + 1 images, uint8 RGB (28 + panel, 3 * panel + 16, 3).
+
+    Raises:
+        ValueError: The episode kept no frames.
+    """
+    frames, goal = _images(episode)
+    last = len(frames) - 1
+    goal_left, curve_left = panel + _GAP, 2 * (panel + _GAP)
+    sheet = _Sheet(curve_left + panel, _HEADER + panel)
+    camera_title = sheet.text(2, 7, "")
+    sheet.text(goal_left + 2, 7, "goal")
+    energy_title = sheet.text(curve_left + 2, 7, "", color=ENERGY)
+    distance_title = sheet.text(curve_left + panel - 2, 7, "", color=DISTANCE, align="right")
+    curves = [
+        _Curve(axes, values, color, width)
+        for axes, values, color, width in zip(
+            sheet.axes_pair(curve_left, _HEADER, panel, last),
+            (episode.energies, 100 * episode.distances),
+            (ENERGY, DISTANCE),
+            (2.0, 1.0),
+            strict=True,
+        )
+    ]
+    verdict, color = _verdict(episode)
+    pictures = []
+    for step, frame in enumerate(frames):
+        result = f": {verdict}" if verdict and step == last else ""
+        camera_title.set_text(f"camera, step {step} of {last}{result}")
+        energy_title.set_text(_energy_text(episode, step))
+        distance_title.set_text(_distance_text(episode, step))
+        for curve in curves:
+            curve.show_until(step)
+        picture = sheet.pixels()
+        _paste(picture, frame, 0, _HEADER, panel)
+        _paste(picture, goal, goal_left, _HEADER, panel)
+        if result:
+            _edge(picture, 0, _HEADER, panel, color)
+        pictures.append(picture)
+    return pictures
+
+
+class _Sheet:
+    """A white page measured in pixels from its top left, with text and axes by matplotlib."""
+
+    def __init__(self, width: int, height: int):
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def text(self, left, top, text, *, color=INK, weight="normal", align="left"):
+        return self.figure.text(
+            left / self.width,
+            1 - top / self.height,
+            text,
+            color=color,
+            weight=weight,
+            fontsize=8.5,
+            ha=align,
+            va="top",
+        )
+
+    def axes_pair(self, left: int, top: int, side: int, last: int) -> tuple[Axes, Axes]:
+        """Returns axes over steps 0 to `last` in a square: energy on the left, cm on the right."""
+        border, below = 34, 34
+        box = (left + border, self.height - top - side + below, side - 2 * border, side - below - 4)
+        scale = (self.width, self.height, self.width, self.height)
+        energy = self.figure.add_axes(tuple(x / y for x, y in zip(box, scale, strict=True)))
+        distance = energy.twinx()
+        energy.set_xlim(0, max(last, 1))
+        energy.set_xlabel("step", fontsize=7.5, color=MUTED, labelpad=2)
+        energy.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+        for axes, color in ((energy, ENERGY), (distance, DISTANCE)):
+            axes.tick_params(axis="y", labelsize=7, colors=color, length=2, pad=2)
+            axes.tick_params(axis="x", labelsize=7, colors=MUTED, length=2, pad=2)
+            for spine in axes.spines.values():
+                spine.set_color(FAINT)
+        return energy, distance
+
+    def pixels(self) -> np.ndarray:
+        """Returns the page as uint8 RGB (height, width, 3)."""
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+class _Curve:
+    """A line that grows with time, in axes that fit all of it from the start."""
+
+    def __init__(self, axes: Axes, values: np.ndarray, color: str, width: float):
+        self.values = values
+        (self.line,) = axes.plot([], [], color=color, linewidth=width, clip_on=False)
+        (self.dot,) = axes.plot([], [], "o", color=color, markersize=2 + 1.5 * width, clip_on=False)
+        if not values.size or not np.isfinite(values).all():
+            self.values = np.zeros(0)
+            axes.set_yticks([])
+            return
+        low, high = values.min(), values.max()
+        margin = 0.06 * (high - low) or 0.5
+        axes.set_ylim(low - margin, high + margin)
+
+    def show_until(self, step: int) -> None:
+        values = self.values[: step + 1]
+        self.line.set_data(np.arange(len(values)), values)
+        self.dot.set_data([step] if len(values) else [], values[-1:])
+
+
+def _images(episode: EpisodeResult) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the frames (T + 1, height, width, 3) and the goal image of an episode."""
+    if episode.frames is None or episode.goal_image is None:
+        raise ValueError(
+            f"episode {episode.seed} kept no frames or no goal image, so it cannot be drawn"
+        )
+    return episode.frames, episode.goal_image
+
+
+def _energy_text(episode: EpisodeResult, step: int) -> str:
+    return f"energy {episode.energies[step]:.3f}" if episode.energies.size else ""
+
+
+def _distance_text(episode: EpisodeResult, step: int) -> str:
+    away = 100 * episode.distances[step]
+    return f"{away:.1f} cm away" if np.isfinite(away) else ""
+
+
+def _verdict(episode: EpisodeResult) -> tuple[str, str]:
+    """Returns what to say of the end and its colour; nothing where no distance was measured."""
+    if not np.isfinite(episode.distances[-1]):
+        return "", INK
+    return ("reached", REACHED) if episode.success else ("missed", MISSED)
+
+
+def _paste(picture: np.ndarray, image: np.ndarray, left: int, top: int, side: int) -> None:
+    """Scales an image into a square of a picture, keeping its proportions, in the middle."""
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(scale * length)) for length in image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    top, left = top + (side - height) // 2, left + (side - width) // 2
+    picture[top : top + height, left : left + width] = cv2.resize(
+        image, (width, height), interpolation=method
+    )
+
+
+def _edge(picture: np.ndarray, left: int, top: int, side: int, color: str, width: int = 4) -> None:
+    """Draws a square's edge, inside it."""
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    square = picture[top : top + side, left : left + side]
+    square[:width] = square[-width:] = rgb
+    square[:, :width] = square[:, -width:] = rgb
