@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint weights clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +17,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make setup   only create .venv with the worldmodel program in it"
 	@echo "make lint    ruff, pyright, import-linter"
+	@echo "make weights train the shipped world model again, from simulation to checkpoint (an hour or more)"
 	@echo "make clean   remove .venv and build products (runs/ and datasets/ are kept)"
 
 setup: $(STAMP)
@@ -33,6 +34,15 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+
+# How worldmodel/weights/default was made. Each line goes on where it was when it is started again.
+weights: setup
+	$(BIN)/worldmodel collect out=datasets/reach episodes=1000 seed=1 'backends=[gl,ray]'
+	$(BIN)/worldmodel pretrain data=datasets/reach run=runs/weights-encoder
+	$(BIN)/worldmodel train data=datasets/reach encoder_checkpoint=runs/weights-encoder/encoder \
+		run=runs/weights-predictor dtype=float16
+	mkdir -p worldmodel/weights/default
+	cp runs/weights-predictor/model/* worldmodel/weights/default/
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

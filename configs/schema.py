@@ -109,6 +109,7 @@ class TrainConfig:
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     validate_every: int = 100
+    dtype: str = "float32"  # of the stored model: float32, or float16 for half the size
     save_every: int = 100
 
 

@@ -130,7 +130,9 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(arguments(module), sort_keys=True, default=list).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 

@@ -121,7 +121,7 @@ def _open(verb: str, config: "DictConfig") -> Path:
     from worldmodel.runs import open_run
 
     # `run` itself is left out: a run folder may be moved, and resumed by another path.
-    settings = OmegaConf.masked_copy(config, [key for key in config if key != "run"])
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])
     run = open_run(verb, config.run, OmegaConf.to_yaml(settings, resolve=True))
     print(f"writing to {run}", flush=True)
     return run
@@ -221,7 +221,9 @@ def _pretrain(config: "DictConfig") -> None:
         log_every=config.log_every,
         save_every=config.save_every,
     )
-    print(f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}")
+    print(
+        f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}"
+    )
     print(
         f"loss {result.loss:.4f}; a linear probe places the hand within "
         f"{result.probe_error_cm:.2f} cm on held-out episodes"
@@ -254,6 +256,7 @@ def _train(config: "DictConfig") -> None:
         device=config.device,
         log_every=config.log_every,
         validate_every=config.validate_every,
+        dtype=config.dtype,
         save_every=config.save_every,
     )
     print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
@@ -345,7 +348,9 @@ def _evaluate(config: "DictConfig", verb: str) -> "tuple[Path, Evaluation]":
 
 def _print_evaluation(run: Path, evaluation: "Evaluation", verb: str) -> None:
     numbers = json.loads((run / "metrics.json").read_text())
-    print(f"\n{'policy':<12} {'reached':>9} {'rate':>6}  {'95 % interval':<15} {'final, median':>13}")
+    print(
+        f"\n{'policy':<12} {'reached':>9} {'rate':>6}  {'95 % interval':<15} {'final, median':>13}"
+    )
     for result in (evaluation.planner, *evaluation.baselines):
         low, high = result.interval
         rates = numbers if result is evaluation.planner else numbers["baselines"][result.name]
@@ -418,9 +423,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
             available = _choices(key)
             if value not in available:
                 near = _did_you_mean(value, available)
-                raise UserError(
-                    f"unknown {key} {value!r};{near} available: {', '.join(available)}"
-                )
+                raise UserError(f"unknown {key} {value!r};{near} available: {', '.join(available)}")
 
 
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:

@@ -109,7 +109,7 @@ def run_planner(
     goal = observation["goal_image"] if goal_image is None else goal_image
     controller.reset(seed=seed)
     controller.set_goal(goal)
-    frames, distances = [env.render()], [info["distance"]]
+    frames, distances = [np.asarray(env.render())], [info["distance"]]
     actions, energies, plan_ms, encode_ms = [], [], [], []
     ended = False
     while not ended:
@@ -118,7 +118,7 @@ def run_planner(
             on_step(len(actions), decision.energy_now, distances[-1])
         observation, _, terminated, truncated, info = env.step(decision.action)
         ended = terminated or truncated
-        frames.append(env.render())
+        frames.append(np.asarray(env.render()))
         distances.append(info["distance"])
         actions.append(decision.action)
         energies.append(decision.energy_now)
@@ -295,7 +295,10 @@ def _rates(result: PolicyResult) -> dict[str, Any]:
         "successes": result.successes,
         "success_rate": result.success_rate,
         "wilson95": list(result.interval),
-        "final_distance_cm": {"p50": float(np.median(final)), "p90": float(np.percentile(final, 90))},
+        "final_distance_cm": {
+            "p50": float(np.median(final)),
+            "p90": float(np.percentile(final, 90)),
+        },
     }
 
 

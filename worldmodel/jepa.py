@@ -154,7 +154,7 @@ class JEPA(nn.Module):
     def rollout(
         self,
         latents: Float[Tensor, "batch context tokens dim"],
-        proprio: Float[Tensor, "batch steps 7"],
+        proprio: Float[Tensor, "batch states 7"],
         actions: Tensor,
         extrinsics: Float[Tensor, "batch steps 6"] | None = None,
     ) -> Tensor:

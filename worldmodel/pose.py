@@ -1,4 +1,4 @@
-"""Pose arithmetic for `proprio` and `action`: numpy arrays or torch tensors, any leading dimensions.
+"""Pose arithmetic for `proprio` and `action`: numpy arrays or torch tensors, any leading dims.
 
 `proprio` is (x, y, z [m], roll, pitch, yaw [rad], gripper) in the robot base frame; the angles are
 extrinsic xyz Euler angles, R = Rz(yaw) Ry(pitch) Rx(roll), as in DROID and V-JEPA 2-AC. `action`
@@ -11,11 +11,14 @@ data readers can use the same arithmetic without torch.
 
 import sys
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-Array = TypeVar("Array")  # np.ndarray or torch.Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 POSITION, ROTATION, GRIPPER = slice(0, 3), slice(3, 6), slice(6, 7)
 PROPRIO_SIZE = ACTION_SIZE = 7
@@ -26,7 +29,7 @@ def _library(x: object) -> ModuleType:
     return torch if torch is not None and isinstance(x, torch.Tensor) else np
 
 
-def _check(name: str, x: Array, size: int) -> None:
+def _check(name: str, x: "np.ndarray | Tensor", size: int) -> None:
     if x.ndim == 0 or x.shape[-1] != size:
         raise ValueError(f"{name} must end in {size} values, got shape {tuple(x.shape)}")
 
@@ -59,7 +62,7 @@ def matrix_to_euler(matrix: Array) -> Array:
 
 
 def rotation_delta(euler_from: Array, euler_to: Array) -> Array:
-    """Returns the left rotation that turns `euler_from` into `euler_to`, as Euler angles (..., 3)."""
+    """Returns the left rotation from `euler_from` to `euler_to`, as Euler angles (..., 3) [rad]."""
     xp = _library(euler_from)
     start = euler_to_matrix(euler_from)
     return matrix_to_euler(euler_to_matrix(euler_to) @ xp.swapaxes(start, -1, -2))

@@ -1,5 +1,6 @@
-"""The action-conditioned predictor of V-JEPA 2-AC: latents, pose and action in, next latents out."""
+"""The action-conditioned predictor of V-JEPA 2-AC: latents, pose, action to the next latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +63,7 @@ class ActionConditionedPredictor(nn.Module):
         self,
         *,
         latent_dim: int,
-        grid_size: tuple[int, int],
+        grid_size: Sequence[int],
         embed_dim: int = 1024,
         depth: int = 24,
         num_heads: int = 16,

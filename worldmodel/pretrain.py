@@ -171,15 +171,17 @@ def pretrain(
                     levels=levels,
                 )
                 ((loss.hidden + context_loss_weight * loss.context) / 2).backward()
-                metrics["loss_hidden"] += float(loss.hidden) / 2
-                metrics["loss_context"] += float(loss.context) / 2
+                metrics["loss_hidden"] += loss.hidden.item() / 2
+                metrics["loss_context"] += loss.context.item() / 2
         optimizer.step()
         update_ema(target, encoder, ema[0] + (ema[1] - ema[0]) * step / schedule.steps)
         # Spread of a token's features over the batch: near zero means the encoder collapsed.
         metrics["target_std"] = float(targets.float().std(dim=0).mean())
         if step % log_every == 0 or step == schedule.steps:
             log.write(step, metrics)
-            bar.set_postfix(loss=f"{metrics['loss_hidden']:.3f}", std=f"{metrics['target_std']:.2f}")
+            bar.set_postfix(
+                loss=f"{metrics['loss_hidden']:.3f}", std=f"{metrics['target_std']:.2f}"
+            )
         if step % save_every == 0 or step == schedule.steps:
             save_state(
                 run,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from worldmodel.training import (
     step_generators,
 )
 
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
 MIN_POSE_STD = 0.05  # [m, or matrix entries]; keeps an axis the data never moves from exploding
 MIN_ACTION_STD = 0.01  # [m, rad, gripper]
@@ -104,6 +106,7 @@ def train(
     log_every: int,
     validate_every: int,
     save_every: int,
+    dtype: Literal["float32", "float16"] = "float32",
 ) -> TrainResult:
     """Trains a predictor and writes the world model to `run/model`.
 
@@ -132,7 +135,10 @@ def train(
         log_every: Steps between metric lines.
         validate_every: Steps between validations.
         save_every: Steps between saved states.
+        dtype: Precision of the stored model.
     """
+    if dtype not in STORED_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
     where = select_device(device)
     frozen, image_size = checkpoint.load_encoder(encoder)
     latents = encode(
@@ -153,9 +159,7 @@ def train(
     side = image_size // frozen.patch_size // merge
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        predictor = build_predictor(
-            latent_dim=frozen.embed_dim * merge**2, grid_size=(side, side)
-        )
+        predictor = build_predictor(latent_dim=frozen.embed_dim * merge**2, grid_size=(side, side))
     samples = windows.sample(np.random.default_rng(seed), 4096)[1]
     world = JEPA(
         encoder=frozen,
@@ -209,8 +213,8 @@ def train(
         last = step == schedule.steps
         if step % log_every == 0 or last:
             metrics = {
-                "loss_teacher_forcing": float(loss.teacher_forcing),
-                "loss_rollout": float(loss.rollout),
+                "loss_teacher_forcing": loss.teacher_forcing.item(),
+                "loss_rollout": loss.rollout.item(),
                 "learning_rate": schedule(step),
             }
             if step % validate_every == 0 or last:
@@ -254,6 +258,7 @@ def train(
             "device": where.type,
             **final,
         },
+        dtype=STORED_DTYPES[dtype],
     )
     return TrainResult(
         run / "model", final["validation_loss"], final["copy_loss"], final["shuffled_loss"]

@@ -6,9 +6,13 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from worldmodel.results import EpisodeResult
@@ -18,9 +22,9 @@ REACHED, MISSED = "#15803d", "#dc2626"
 INK, MUTED, FAINT = "#1f2937", "#6b7280", "#d1d5db"
 
 _DPI = 100
-_GAP, _HEADER = 8, 28  # [pixels] between panels, above them
+_GAP, _HEADER = 8, 28  # [pixels] around and between panels, above them
 _FIRST_HELD_S, _LAST_HELD_S = 0.5, 1.5
-_GIF_WIDTH_PANEL = 194  # three of them and the gaps: 598 pixels
+_VIDEO_PANEL, _GIF_PANEL = 256, 190
 _FILM_PANEL, _FILM_FRAMES, _FILM_CAPTION = 168, 8, 58
 
 
@@ -40,7 +44,7 @@ def write_video(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    pictures = draw_steps(episode, panel=256)
+    pictures = draw_steps(episode, panel=_VIDEO_PANEL)
     pictures = [
         *[pictures[0]] * round(_FIRST_HELD_S * fps),
         *pictures,
@@ -58,14 +62,14 @@ def write_video(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
 
 
 def write_gif(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
-    """Writes the pictures of `write_video` as an endless GIF, 598 pixels wide.
+    """Writes the pictures of `write_video` as an endless GIF, 602 pixels wide.
 
     Raises:
         ValueError: The episode kept no frames, or `fps` is not positive.
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    pictures = draw_steps(episode, panel=_GIF_WIDTH_PANEL)
+    pictures = draw_steps(episode, panel=_GIF_PANEL)
     # One palette for all, taken from the whole episode: the colours do not flicker.
     palette = Image.fromarray(np.concatenate(pictures)).quantize(256)
     images = [
@@ -91,23 +95,22 @@ def write_filmstrip(path: Path, episode: EpisodeResult) -> None:
     frames, goal = _images(episode)
     last = len(frames) - 1
     steps = np.linspace(0, last, min(_FILM_FRAMES, last + 1)).round().astype(int)
-    panel, gap = _FILM_PANEL, _GAP
-    sheet = _Sheet((len(steps) + 1) * (panel + gap) - gap, panel + _FILM_CAPTION)
-    for column, step in enumerate(steps):
-        left = column * (panel + gap)
-        sheet.text(left, panel + 6, f"step {step}", weight="bold")
-        sheet.text(left, panel + 23, _distance_text(episode, step), color=DISTANCE)
-        sheet.text(left, panel + 40, _energy_text(episode, step), color=ENERGY)
-    left = len(steps) * (panel + gap)
-    sheet.text(left, panel + 6, "goal", weight="bold")
+    panel = _FILM_PANEL
+    lefts = [_GAP + column * (panel + _GAP) for column in range(len(steps) + 1)]
+    sheet = _Sheet(lefts[-1] + panel + _GAP, _GAP + panel + _FILM_CAPTION)
+    lines = [_GAP + panel + below for below in (6, 23, 40)]
+    for left, step in zip(lefts, steps, strict=False):
+        sheet.text(left, lines[0], f"step {step}", weight="bold")
+        sheet.text(left, lines[1], _distance_text(episode, step), color=DISTANCE)
+        sheet.text(left, lines[2], _energy_text(episode, step), color=ENERGY)
     verdict, color = _verdict(episode)
-    sheet.text(left, panel + 23, verdict, color=color)
-    picture = sheet.pixels()
-    for column, step in enumerate(steps):
-        _paste(picture, frames[step], column * (panel + gap), 0, panel)
-    _paste(picture, goal, left, 0, panel)
+    sheet.text(lefts[-1], lines[0], "goal", weight="bold")
+    sheet.text(lefts[-1], lines[1], verdict, color=color)
+    picture = sheet.draw()
+    for left, image in zip(lefts, [*frames[steps], goal], strict=True):
+        _paste(picture, image, left, _GAP, panel)
     if verdict:
-        _edge(picture, left - panel - gap, 0, panel, color)
+        _edge(picture, lefts[-2], _GAP, panel, color)
     Image.fromarray(picture).save(path, format="PNG")
 
 
@@ -119,29 +122,26 @@ def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
         panel: Side of each of the three panels [pixels].
 
     Returns:
-        T + 1 images, uint8 RGB (28 + panel, 3 * panel + 16, 3).
+        T + 1 images, uint8 RGB (panel + 36, 3 * panel + 32, 3).
 
     Raises:
         ValueError: The episode kept no frames.
     """
     frames, goal = _images(episode)
     last = len(frames) - 1
-    goal_left, curve_left = panel + _GAP, 2 * (panel + _GAP)
-    sheet = _Sheet(curve_left + panel, _HEADER + panel)
-    camera_title = sheet.text(2, 7, "")
-    sheet.text(goal_left + 2, 7, "goal")
-    energy_title = sheet.text(curve_left + 2, 7, "", color=ENERGY)
-    distance_title = sheet.text(curve_left + panel - 2, 7, "", color=DISTANCE, align="right")
-    curves = [
-        _Curve(axes, values, color, width)
-        for axes, values, color, width in zip(
-            sheet.axes_pair(curve_left, _HEADER, panel, last),
-            (episode.energies, 100 * episode.distances),
-            (ENERGY, DISTANCE),
-            (2.0, 1.0),
-            strict=True,
-        )
-    ]
+    camera_left, goal_left, curve_left = (_GAP + i * (panel + _GAP) for i in range(3))
+    sheet = _Sheet(curve_left + panel + _GAP, _HEADER + panel + _GAP)
+    camera_title = sheet.text(camera_left, 8, "", changes=True)
+    sheet.text(goal_left, 8, "goal")
+    energy_title = sheet.text(curve_left, 8, "", color=ENERGY, changes=True)
+    distance_title = sheet.text(
+        curve_left + panel, 8, "", color=DISTANCE, align="right", changes=True
+    )
+    energy_axes, distance_axes = sheet.twin_axes(curve_left, _HEADER, panel, last)
+    curves = (
+        _Curve(sheet, distance_axes, 100 * episode.distances, DISTANCE, width=1.0, from_zero=True),
+        _Curve(sheet, energy_axes, episode.energies, ENERGY, width=2.0),
+    )
     verdict, color = _verdict(episode)
     pictures = []
     for step, frame in enumerate(frames):
@@ -151,25 +151,40 @@ def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
         distance_title.set_text(_distance_text(episode, step))
         for curve in curves:
             curve.show_until(step)
-        picture = sheet.pixels()
-        _paste(picture, frame, 0, _HEADER, panel)
+        picture = sheet.draw()
+        _paste(picture, frame, camera_left, _HEADER, panel)
         _paste(picture, goal, goal_left, _HEADER, panel)
         if result:
-            _edge(picture, 0, _HEADER, panel, color)
+            _edge(picture, camera_left, _HEADER, panel, color)
         pictures.append(picture)
     return pictures
 
 
 class _Sheet:
-    """A white page measured in pixels from its top left, with text and axes by matplotlib."""
+    """A white page measured in pixels from its top left, with text and axes by matplotlib.
+
+    What never changes is drawn once; `changing` holds what is drawn anew on top of it each time.
+    """
 
     def __init__(self, width: int, height: int):
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
+        self.changing: list[Artist] = []
+        self._still = None
 
-    def text(self, left, top, text, *, color=INK, weight="normal", align="left"):
-        return self.figure.text(
+    def text(
+        self,
+        left: int,
+        top: int,
+        text: str,
+        *,
+        color: str = INK,
+        weight: str = "normal",
+        align: str = "left",
+        changes: bool = False,
+    ) -> Text:
+        artist = self.figure.text(
             left / self.width,
             1 - top / self.height,
             text,
@@ -178,50 +193,80 @@ class _Sheet:
             fontsize=8.5,
             ha=align,
             va="top",
+            animated=changes,
         )
+        if changes:
+            self.changing.append(artist)
+        return artist
 
-    def axes_pair(self, left: int, top: int, side: int, last: int) -> tuple[Axes, Axes]:
+    def twin_axes(self, left: int, top: int, side: int, last: int) -> tuple[Axes, Axes]:
         """Returns axes over steps 0 to `last` in a square: energy on the left, cm on the right."""
-        border, below = 34, 34
-        box = (left + border, self.height - top - side + below, side - 2 * border, side - below - 4)
-        scale = (self.width, self.height, self.width, self.height)
-        energy = self.figure.add_axes(tuple(x / y for x, y in zip(box, scale, strict=True)))
+        border = 30  # for the numbers
+        energy = self.figure.add_axes(
+            (
+                (left + border) / self.width,
+                1 - (top + side - border) / self.height,
+                (side - 2 * border) / self.width,
+                (side - border - 4) / self.height,
+            )
+        )
         distance = energy.twinx()
         energy.set_xlim(0, max(last, 1))
-        energy.set_xlabel("step", fontsize=7.5, color=MUTED, labelpad=2)
-        energy.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+        energy.set_xlabel("step", fontsize=7.5, color=MUTED, labelpad=1)
+        energy.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         for axes, color in ((energy, ENERGY), (distance, DISTANCE)):
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
             axes.tick_params(axis="y", labelsize=7, colors=color, length=2, pad=2)
             axes.tick_params(axis="x", labelsize=7, colors=MUTED, length=2, pad=2)
             for spine in axes.spines.values():
                 spine.set_color(FAINT)
         return energy, distance
 
-    def pixels(self) -> np.ndarray:
-        """Returns the page as uint8 RGB (height, width, 3)."""
-        self.canvas.draw()
+    def draw(self) -> np.ndarray:
+        """Returns the page as it is now, uint8 RGB (height, width, 3)."""
+        if self._still is None:
+            self.canvas.draw()
+            self._still = self.canvas.copy_from_bbox(self.figure.bbox)
+        self.canvas.restore_region(self._still)
+        for artist in self.changing:
+            self.figure.draw_artist(artist)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
 
 class _Curve:
-    """A line that grows with time, in axes that fit all of it from the start."""
+    """A line that grows with time, in axes that have room for all of it from the start."""
 
-    def __init__(self, axes: Axes, values: np.ndarray, color: str, width: float):
+    def __init__(
+        self,
+        sheet: _Sheet,
+        axes: Axes,
+        values: np.ndarray,
+        color: str,
+        *,
+        width: float,
+        from_zero: bool = False,
+    ):
         self.values = values
-        (self.line,) = axes.plot([], [], color=color, linewidth=width, clip_on=False)
-        (self.dot,) = axes.plot([], [], "o", color=color, markersize=2 + 1.5 * width, clip_on=False)
         if not values.size or not np.isfinite(values).all():
             self.values = np.zeros(0)
             axes.set_yticks([])
-            return
-        low, high = values.min(), values.max()
-        margin = 0.06 * (high - low) or 0.5
-        axes.set_ylim(low - margin, high + margin)
+        else:
+            low, high = 0.0 if from_zero else values.min(), values.max()
+            margin = 0.05 * (high - low) or 0.5
+            axes.set_ylim(low - margin, high + margin)
+        self.line, self.dot = (
+            Line2D([], [], color=color, linewidth=width, animated=True, clip_on=False, marker=mark)
+            for mark in ("", "o")
+        )
+        self.dot.set_markersize(2 + 1.5 * width)
+        for artist in (self.line, self.dot):
+            axes.add_line(artist)
+            sheet.changing.append(artist)
 
     def show_until(self, step: int) -> None:
-        values = self.values[: step + 1]
-        self.line.set_data(np.arange(len(values)), values)
-        self.dot.set_data([step] if len(values) else [], values[-1:])
+        now = self.values[: step + 1]
+        self.line.set_data(np.arange(len(now)), now)
+        self.dot.set_data(np.arange(len(now))[-1:], now[-1:])
 
 
 def _images(episode: EpisodeResult) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,231 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.jepa import JEPA, encode_frames, normalise_rgb
+from worldmodel.planners.interfaces import WorldModel
+from worldmodel.pose import integrate
+
+
+def frames_of(batch: int, steps: int, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, steps, size, size, 3)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def uncached_rollout(
+    world: JEPA, latents: Tensor, proprio: Tensor, actions: Tensor, cameras: Tensor | None = None
+) -> Tensor:
+    """What `rollout` must equal: the whole sequence again at every step, by `predict` alone."""
+    C, steps = latents.shape[1], actions.shape[1]
+    states, sequence = proprio[:, :C], latents
+    for t in range(C, steps + 1):
+        seen = None if cameras is None else cameras[:, :t]
+        ahead = world.predict(sequence, states, actions[:, :t], seen)
+        sequence = torch.cat((sequence, ahead[:, -1:]), dim=1)
+        states = torch.cat((states, integrate(states[:, -1:], actions[:, t - 1 : t])), dim=1)
+    return sequence[:, C:]
+
+
+@torch.inference_mode()
+def test_single_frames_give_the_latents_of_the_reference_implementation(
+    golden_world, golden
+) -> None:
+    latents = golden_world.encode(golden["frames"])
+    expected = golden["frame_tokens_normalised"].unflatten(1, (3, 16))
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_rollout_with_given_states_is_that_of_the_reference_implementation(
+    golden_world, golden
+) -> None:
+    latents = golden["frame_tokens_normalised"].unflatten(1, (3, 16))
+    imagined = golden_world.rollout(latents[:, :1], golden["states"], golden["actions"])
+    expected = golden["rollout_tokens_normalised"].unflatten(1, (3, 16))
+    torch.testing.assert_close(imagined, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_uint8_frames_and_the_same_frames_normalised_give_the_same_latents(make_world) -> None:
+    world, frames = make_world(), frames_of(2, 3)
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    std = torch.tensor([0.229, 0.224, 0.225])
+    normalised = ((frames / 255 - mean) / std).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(world.encode(frames), world.encode(normalised), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalise_rgb(frames), normalised, atol=1e-6, rtol=0)
+
+
+@torch.inference_mode()
+def test_frames_are_encoded_one_by_one_and_each_token_is_normed(make_world) -> None:
+    world, frames = make_world(), frames_of(2, 3)
+    latents = world.encode(frames)
+    assert latents.shape == (2, 3, 16, 24)
+    torch.testing.assert_close(latents[:, 1:2], world.encode(frames[:, 1:2]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(latents.mean(-1), torch.zeros(2, 3, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        latents.var(-1, correction=0), torch.ones(2, 3, 16), atol=1e-3, rtol=0
+    )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("merge", [2, 4])
+def test_merging_only_moves_numbers_into_the_token_of_their_square(make_world, merge: int) -> None:
+    encoder, frames = make_world().encoder, frames_of(2, 1)[:, 0]
+    separate = encode_frames(encoder, frames).unflatten(1, (4, 4))  # (2, rows, columns, D)
+    merged = encode_frames(encoder, frames, merge)
+    side = 4 // merge
+    assert merged.shape == (2, side**2, 24 * merge**2)
+    for row in range(side):
+        for column in range(side):
+            square = separate[:, row * merge :, column * merge :][:, :merge, :merge]
+            assert torch.equal(merged[:, row * side + column], square.flatten(1))
+
+
+@torch.inference_mode()
+def test_standardising_takes_the_mean_and_divides_by_the_spread(make_world) -> None:
+    world, frames = make_world(merge=2, standardise=True), frames_of(2, 2)
+    raw = encode_frames(world.encoder, frames.flatten(0, 1), 2).unflatten(0, (2, 2))
+    expected = (raw - world.latent_mean) / world.latent_std
+    torch.testing.assert_close(world.encode(frames), expected)
+    assert not torch.allclose(raw, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("standardise", [False, True])
+def test_predictions_live_in_the_space_of_encoded_frames(
+    make_world, make_motion, standardise: bool
+) -> None:
+    world, (proprio, actions) = make_world(standardise=standardise), make_motion(2, 2)
+    latents = world.encode(frames_of(2, 2))
+    raw = world.predictor(latents, proprio, actions)
+    expected = raw if standardise else F.layer_norm(raw, (24,), eps=1e-5)
+    assert torch.equal(world.predict(latents, proprio, actions), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_a_cached_rollout_equals_running_everything_again(
+    make_world, make_motion, context: int, standardise: bool
+) -> None:
+    world, (proprio, actions) = make_world(standardise=standardise), make_motion(2, 5)
+    latents = world.encode(frames_of(2, context))
+    imagined = world.rollout(latents, proprio[:, :context], actions)
+    assert imagined.shape == (2, 6 - context, 16, 24)
+    expected = uncached_rollout(world, latents, proprio[:, :context], actions)
+    torch.testing.assert_close(imagined, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_given_states_equal_integrated_ones_where_they_agree(make_world, make_motion) -> None:
+    world, (proprio, actions) = make_world(), make_motion(2, 4)  # proprio follows the actions
+    latents = world.encode(frames_of(2, 1))
+    integrated = world.rollout(latents, proprio[:, :1], actions)
+    torch.testing.assert_close(
+        world.rollout(latents, proprio, actions), integrated, atol=1e-5, rtol=1e-5
+    )
+    elsewhere = proprio.clone()
+    elsewhere[:, 2] += 0.3
+    given = world.rollout(latents, elsewhere, actions)
+    assert torch.allclose(given[:, :2], integrated[:, :2], atol=1e-5)
+    assert float((given[:, 2] - integrated[:, 2]).abs().max()) > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("context", [1, 2])
+def test_many_plans_at_once_equal_one_after_the_other(
+    make_world, make_motion, context: int
+) -> None:
+    world, (proprio, _) = make_world(merge=2, standardise=True), make_motion(2, 4)
+    latents = world.encode(frames_of(2, context))
+    plans = torch.stack([make_motion(2, 4, seed=s)[1] for s in range(5)], dim=1)  # (2, 5, 4, 7)
+    plans[:, :, : context - 1] = plans[:, :1, : context - 1]  # what was done is the same in all
+    for states in (proprio[:, :context], proprio):
+        together = world.rollout(latents, states, plans)
+        assert together.shape == (2, 5, 5 - context, 4, 96)
+        apart = [world.rollout(latents, states, plan) for plan in plans.unbind(1)]
+        torch.testing.assert_close(together, torch.stack(apart, dim=1), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_camera_poses_reach_every_step_of_a_rollout(make_world, make_motion) -> None:
+    world, (proprio, actions) = make_world(use_extrinsics=True), make_motion(2, 4)
+    latents = world.encode(frames_of(2, 2))
+    cameras = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
+    expected = uncached_rollout(world, latents, proprio[:, :2], actions, cameras)
+    imagined = world.rollout(latents, proprio[:, :2], actions, cameras)
+    torch.testing.assert_close(imagined, expected, atol=1e-5, rtol=1e-5)
+    plans = actions[:, None].expand(-1, 3, -1, -1)
+    many = world.rollout(latents, proprio[:, :2], plans, cameras)
+    torch.testing.assert_close(many[:, 2], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_jepa_is_what_planners_call_a_world_model(make_world) -> None:
+    assert isinstance(make_world(), WorldModel)
+
+
+@pytest.mark.parametrize(
+    "frames, error, message",
+    [
+        (
+            torch.zeros(1, 2, 48, 48, 3, dtype=torch.uint8),
+            ValueError,
+            r"uint8 frames must have shape \(batch, frames, 32, 32, 3\) for this model, got "
+            r"\(1, 2, 48, 48, 3\); resize them to 32x32 pixels first",
+        ),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), ValueError, r"got \(2, 32, 32, 3\)"),
+        (
+            torch.zeros(1, 2, 32, 32, 3),
+            ValueError,
+            r"float32 frames must have shape \(batch, frames, 3, 32, 32\)",
+        ),
+        (
+            torch.zeros(1, 2, 32, 32, 3, dtype=torch.int64),
+            TypeError,
+            "frames must be uint8 or floating point, got torch.int64",
+        ),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(make_world, frames, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_world().encode(frames)
+
+
+@pytest.mark.parametrize(
+    "proprio, actions, message",
+    [
+        ((1, 1, 7), (1, 4, 6), r"actions must have shape \(batch, \[plans,\] steps, 7\), got \(1"),
+        ((1, 1, 7), (4, 7), r"actions must have shape .* got \(4, 7\)"),
+        ((1, 2, 7), (1, 1, 7), r"2 context frames need at least 2 actions .* got 1"),
+        ((1, 3, 7), (1, 4, 7), r"proprio must hold the 2 context frames or all 4 steps, got 3"),
+        ((1, 2, 6), (1, 4, 7), r"proprio must have shape \(1, 1, 7\)"),
+    ],
+)
+def test_a_rollout_of_wrong_shapes_is_refused(
+    without_shape_checks, make_world, proprio: tuple, actions: tuple, message: str
+) -> None:
+    context = 1 if proprio[1] == 1 else 2
+    with pytest.raises(ValueError, match=message):
+        make_world().rollout(
+            torch.zeros(1, context, 16, 24), torch.zeros(proprio), torch.zeros(actions)
+        )
+
+
+def test_an_encoder_and_a_predictor_of_different_sizes_are_refused(
+    make_encoder, make_predictor
+) -> None:
+    message = r"the encoder gives 4 tokens of size 96 a frame, but the predictor takes 16 of size 24"
+    with pytest.raises(ValueError, match=message):
+        JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=32, merge=2)
+
+
+@pytest.mark.parametrize("image_size, merge", [(36, 1), (32, 3)])
+def test_an_image_that_patches_do_not_tile_is_refused(
+    make_encoder, make_predictor, image_size: int, merge: int
+) -> None:
+    with pytest.raises(ValueError, match=f"image_size={image_size} must be a multiple of patch"):
+        JEPA(
+            encoder=make_encoder(), predictor=make_predictor(), image_size=image_size, merge=merge
+        )
