@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 0, 2 for a wrong input, 130 when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # else it reports that it is not C
     try:
         return _dispatch(words)
     except (UserError, ValueError, TypeError, KeyError, OSError, ImportError) as error:
@@ -93,7 +94,13 @@ def _dispatch(words: list[str]) -> int:
     if as_json and verb not in WITH_JSON:
         raise UserError(f"--json belongs to {' and '.join(WITH_JSON)}, not to {verb}")
     overrides = [word for word in overrides if word != "--json"]
+
+    from omegaconf import OmegaConf
+
     config = compose(verb, overrides)
+    missing = [key for key in config if OmegaConf.is_missing(config, key)]
+    if missing:
+        raise UserError(f"{verb} needs {', '.join(f'{key}=...' for key in missing)}")
     runners: dict[str, Callable[[DictConfig], None]] = {
         "collect": _collect,
         "inspect": _inspect,
@@ -134,6 +141,30 @@ def _set_threads(config: "DictConfig") -> None:
         torch.set_num_threads(config.threads)
 
 
+def _instantiate(config: "DictConfig", **arguments: Any) -> Any:
+    """Builds what a group names; what its class refuses is a mistake of the user's."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        raise UserError(str(error.__cause__ or error)) from error
+
+
+def _check_backends(*names: str) -> None:
+    """Says before anything is written that a renderer does not work here."""
+    from worldmodel.envs.cameras import choose_backend
+
+    for name in names:
+        if name == "auto":
+            continue
+        try:
+            choose_backend(name)  # type: ignore[arg-type]  (an unknown name is refused there)
+        except RuntimeError as error:
+            raise UserError(str(error)) from error
+
+
 def _schedule(config: "DictConfig") -> "Schedule":
     from worldmodel.training import Schedule
 
@@ -143,6 +174,7 @@ def _schedule(config: "DictConfig") -> "Schedule":
 def _collect(config: "DictConfig") -> None:
     from worldmodel.data.collect import collect
 
+    _check_backends(*config.backends)
     print(f"writing to {config.out}", flush=True)
     result = collect(
         config.out,
@@ -194,14 +226,12 @@ def _encode(config: "DictConfig") -> None:
 
 
 def _pretrain(config: "DictConfig") -> None:
-    from hydra.utils import instantiate
-
     from worldmodel.pretrain import pretrain
 
     _set_threads(config)
     run = _open("pretrain", config)
     result = pretrain(
-        build_encoder=instantiate(config.encoder, _partial_=True),
+        build_encoder=_instantiate(config.encoder, _partial_=True),
         data=Path(config.data),
         run=run,
         camera=config.camera,
@@ -231,14 +261,12 @@ def _pretrain(config: "DictConfig") -> None:
 
 
 def _train(config: "DictConfig") -> None:
-    from hydra.utils import instantiate
-
     from worldmodel.train import train
 
     _set_threads(config)
     run = _open("train", config)
     result = train(
-        build_predictor=instantiate(config.predictor),
+        build_predictor=_instantiate(config.predictor),
         data=Path(config.data),
         encoder=Path(config.encoder_checkpoint),
         cache=Path(config.cache),
@@ -267,13 +295,11 @@ def _train(config: "DictConfig") -> None:
 
 
 def _planner(config: "DictConfig") -> "PlannerSettings":
-    from hydra.utils import instantiate
-
     from worldmodel.evaluate import PlannerSettings
 
     planner = config.planner
     return PlannerSettings(
-        search=instantiate(planner.search),
+        search=_instantiate(planner.search),
         axes=tuple(planner.axes),
         limits=None if planner.limits is None else tuple(planner.limits),
         warm_start=planner.warm_start,
@@ -293,6 +319,7 @@ def _load_world(config: "DictConfig") -> Any:
 def _plan(config: "DictConfig") -> None:
     from worldmodel.plan import plan
 
+    _check_backends(config.backend)
     world = _load_world(config)
     settings = _planner(config)
     run = _open("plan", config)
@@ -323,6 +350,7 @@ def _evaluate(config: "DictConfig", verb: str) -> "tuple[Path, Evaluation]":
 
     from worldmodel.evaluate import evaluate
 
+    _check_backends(config.backend)
     world = _load_world(config)
     settings = _planner(config)
     run = _open(verb, config)

@@ -1,7 +1,7 @@
 """Closed-loop evaluation: the planner and policies that do not look, on the same episodes."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import envs
+from worldmodel.envs.cameras import Backend
 from worldmodel.envs.expert import make_policy
 from worldmodel.jepa import JEPA
 from worldmodel.planners.energy import latent_l1
@@ -20,6 +21,7 @@ from worldmodel.pose import ACTION_SIZE
 from worldmodel.report import write_report
 from worldmodel.results import EpisodeResult, Evaluation, PolicyResult
 from worldmodel.runs import describe_machine, write_json
+from worldmodel.training import select_device
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 BASELINES = ("random", "do_nothing")
@@ -178,7 +180,7 @@ def evaluate(
     steps: int,
     seed: int,
     camera: str,
-    backend: envs.Backend,
+    backend: Backend,
     device: str,
     videos: int,
     description: dict[str, object],
@@ -203,7 +205,7 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    where = torch.device(device)
+    where = select_device(device)
     world = world.to(where)
     env = envs.make(
         task,
@@ -256,19 +258,8 @@ def keep_frames(episodes: Iterable[EpisodeResult], videos: int) -> tuple[Episode
     episodes = list(episodes)
     shown = sorted(range(len(episodes)), key=lambda i: (episodes[i].success, i))[:videos]
     return tuple(
-        episode if i in shown else _without_frames(episode) for i, episode in enumerate(episodes)
-    )
-
-
-def _without_frames(episode: EpisodeResult) -> EpisodeResult:
-    return EpisodeResult(
-        seed=episode.seed,
-        success=episode.success,
-        distances=episode.distances,
-        energies=episode.energies,
-        actions=episode.actions,
-        plan_ms=episode.plan_ms,
-        encode_ms=episode.encode_ms,
+        episode if i in shown else replace(episode, frames=None)
+        for i, episode in enumerate(episodes)
     )
 
 

@@ -66,6 +66,7 @@ def load(path: str | Path, *, config: str | Path) -> JEPA:
         layer_norm_eps=layer_norm_eps,
         residual=False,
         rotation_input="euler",
+        num_frequencies=0,
     )
     _load_strict(encoder, _strip(_require(checkpoint, "encoder", path)), "encoder", path)
     _load_strict(predictor, _strip(_require(checkpoint, "predictor", path)), "predictor", path)

@@ -1,17 +1,19 @@
 """One goal image: plan to it, print every step, keep a video and a filmstrip."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from worldmodel import envs
+from worldmodel.envs.cameras import Backend
 from worldmodel.evaluate import PlannerSettings, make_controller, run_planner
 from worldmodel.jepa import JEPA
 from worldmodel.report import write_filmstrip, write_video
 from worldmodel.results import EpisodeResult
 from worldmodel.runs import write_json
+from worldmodel.training import select_device
 
 
 def plan(
@@ -24,7 +26,7 @@ def plan(
     steps: int,
     seed: int,
     camera: str,
-    backend: envs.Backend,
+    backend: Backend,
     device: str,
 ) -> EpisodeResult:
     """Runs one episode in simulation and writes `episode.mp4`, `filmstrip.png`, `episode.json`.
@@ -45,7 +47,7 @@ def plan(
         FileNotFoundError: There is no goal image.
         ValueError: The goal image is not of the model's size.
     """
-    where = torch.device(device)
+    where = select_device(device)
     world = world.to(where)
     goal_image = None if goal is None else read_goal(goal, size=world.image_size)
     env = envs.make(
@@ -64,14 +66,19 @@ def plan(
 
     episode = run_planner(env, controller, seed=seed, goal_image=goal_image, on_step=show)
     env.close()
-    write_video(run / "episode.mp4", episode)
-    write_filmstrip(run / "filmstrip.png", episode)
+    if goal is None:
+        drawn = episode
+    else:  # the simulator's own goal is another one: its distance and its success mean nothing here
+        drawn = replace(episode, distances=np.full_like(episode.distances, np.nan))
+    write_video(run / "episode.mp4", drawn)
+    write_filmstrip(run / "filmstrip.png", drawn)
     write_json(
         run / "episode.json",
         {
             "seed": seed,
+            "goal": None if goal is None else str(goal),
             "success": None if goal is not None else bool(episode.success),
-            "distances": episode.distances.tolist(),
+            "distances": None if goal is not None else episode.distances.tolist(),
             "energies": episode.energies.tolist(),
             "actions": episode.actions.tolist(),
             "plan_ms": episode.plan_ms.tolist(),

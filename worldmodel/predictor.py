@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from worldmodel.pose import ACTION_SIZE, GRIPPER, POSITION, PROPRIO_SIZE, ROTATION, euler_to_matrix
+from worldmodel.pose import (
+    ACTION_SIZE,
+    GRIPPER,
+    POSITION,
+    PROPRIO_SIZE,
+    ROTATION,
+    euler_to_matrix,
+    integrate,
+)
 from worldmodel.rope import RopeStyle, grid_positions, rope_table
 from worldmodel.transformer import KeyValueCache, initialise, make_blocks
 
@@ -53,6 +61,10 @@ class ActionConditionedPredictor(nn.Module):
         rotation_input: "euler" feeds the proprio as it is (Meta's); "matrix" feeds the first two
             columns of the rotation matrix in place of the angles. A gripper that looks straight
             down has roll pi or -pi, so as angles the same pose jumps between two far-apart inputs.
+        num_frequencies: 0 feeds pose and action as they are (Meta's). Above 0, the position enters
+            also as sines and cosines of this many octaves (Fourier features, Tancik et al. 2020),
+            and the action token also carries the pose the action leads to. A small network learns
+            features that change within centimetres much faster so.
     """
 
     proprio_mean: Tensor
@@ -73,6 +85,7 @@ class ActionConditionedPredictor(nn.Module):
         layer_norm_eps: float = 1e-6,
         residual: bool = True,
         rotation_input: RotationInput = "matrix",
+        num_frequencies: int = 4,
     ):
         super().__init__()
         if rotation_input not in ("euler", "matrix"):
@@ -88,10 +101,15 @@ class ActionConditionedPredictor(nn.Module):
         self.layer_norm_eps = layer_norm_eps
         self.residual = residual
         self.rotation_input: RotationInput = rotation_input
+        if num_frequencies < 0:
+            raise ValueError(f"num_frequencies must be 0 or more, got {num_frequencies}")
+        self.num_frequencies = num_frequencies
 
-        pose_size = PROPRIO_SIZE if rotation_input == "euler" else 3 + 6 + 1
+        scaled_size = PROPRIO_SIZE if rotation_input == "euler" else 3 + 6 + 1
+        pose_size = scaled_size + 3 * 2 * num_frequencies
+        action_size = ACTION_SIZE + (pose_size if num_frequencies else 0)
         self.predictor_embed = nn.Linear(latent_dim, embed_dim)
-        self.action_encoder = nn.Linear(ACTION_SIZE, embed_dim)
+        self.action_encoder = nn.Linear(action_size, embed_dim)
         self.state_encoder = nn.Linear(pose_size, embed_dim)
         # Owned even when unused: Meta's checkpoints carry it (strict loading).
         self.extrinsics_encoder = nn.Linear(EXTRINSICS_SIZE, embed_dim)
@@ -105,8 +123,8 @@ class ActionConditionedPredictor(nn.Module):
         self.predictor_norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
         self.predictor_proj = nn.Linear(embed_dim, latent_dim)
         # Input scales, set from the training data; the identity reproduces Meta's raw inputs.
-        self.register_buffer("proprio_mean", torch.zeros(pose_size))
-        self.register_buffer("proprio_std", torch.ones(pose_size))
+        self.register_buffer("proprio_mean", torch.zeros(scaled_size))
+        self.register_buffer("proprio_std", torch.ones(scaled_size))
         self.register_buffer("action_std", torch.ones(ACTION_SIZE))
         initialise(self, self.predictor_blocks)
 
@@ -136,7 +154,7 @@ class ActionConditionedPredictor(nn.Module):
         past = cache.num_frames if cache is not None else 0
 
         conditioning = [
-            self.action_encoder(actions / self.action_std),
+            self.action_encoder(self.action_features(proprio, actions)),
             self.state_encoder(self.pose_features(proprio)),
         ]
         if extrinsics is not None:
@@ -162,12 +180,29 @@ class ActionConditionedPredictor(nn.Module):
         return PredictorCache([KeyValueCache() for _ in range(self.depth)])
 
     def pose_features(self, proprio: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch features"]:
-        """Returns what the proprio token is made from, standardised."""
-        features = proprio
-        if self.rotation_input == "matrix":
-            columns = euler_to_matrix(proprio[..., ROTATION])[..., :, :2].flatten(-2)  # (..., 6)
-            features = torch.cat((proprio[..., POSITION], columns, proprio[..., GRIPPER]), dim=-1)
-        return (features - self.proprio_mean) / self.proprio_std
+        """Returns what the proprio token is made from: the scaled pose, and its Fourier features."""
+        scaled = (self.pose_vector(proprio) - self.proprio_mean) / self.proprio_std
+        if self.num_frequencies == 0:
+            return scaled
+        octaves = 2.0 ** torch.arange(self.num_frequencies, device=proprio.device)
+        phase = (scaled[..., POSITION, None] * octaves * (torch.pi / 2)).flatten(-2)
+        return torch.cat((scaled, phase.sin(), phase.cos()), dim=-1)
+
+    def action_features(
+        self, proprio: Float[Tensor, "*batch 7"], actions: Float[Tensor, "*batch 7"]
+    ) -> Float[Tensor, "*batch features"]:
+        """Returns what the action token is made from: the scaled action, and where it leads."""
+        scaled = actions / self.action_std
+        if self.num_frequencies == 0:
+            return scaled
+        return torch.cat((scaled, self.pose_features(integrate(proprio, actions))), dim=-1)
+
+    def pose_vector(self, proprio: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch values"]:
+        """Returns the pose as numbers without a jump (`rotation_input`), in physical units."""
+        if self.rotation_input == "euler":
+            return proprio
+        columns = euler_to_matrix(proprio[..., ROTATION])[..., :, :2].flatten(-2)  # (..., 6)
+        return torch.cat((proprio[..., POSITION], columns, proprio[..., GRIPPER]), dim=-1)
 
     def _rope(
         self, past: int, num_frames: int, *, num_conditioning: int, device: torch.device

@@ -187,7 +187,7 @@ def _tiles(planner: PolicyResult) -> str:
     """The numbers to read first."""
     final = 100 * planner.final_distances
     tiles = [
-        (f"{_percent(planner.success_rate)}", f"reached; 95 % interval {_percent_range(planner)}"),
+        (_percent(planner.success_rate), f"reached; 95 % interval {_percent_range(planner)}"),
         (f"{np.median(final):.1f} cm", "median distance at the end"),
     ]
     if planner.plan_ms.size:

@@ -211,13 +211,14 @@ def train(
         torch.nn.utils.clip_grad_norm_(world.predictor.parameters(), 1.0)
         optimizer.step()
         last = step == schedule.steps
-        if step % log_every == 0 or last:
+        validates = step % validate_every == 0 or last
+        if step % log_every == 0 or validates:
             metrics = {
                 "loss_teacher_forcing": loss.teacher_forcing.item(),
                 "loss_rollout": loss.rollout.item(),
                 "learning_rate": schedule(step),
             }
-            if step % validate_every == 0 or last:
+            if validates:
                 metrics |= validate(world, validation, loss_of)
             log.write(step, metrics)
             bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
@@ -282,7 +283,7 @@ def set_input_scales(
     world.latent_std.copy_(torch.as_tensor(std).clamp_min(MIN_LATENT_STD))
 
     predictor = world.predictor
-    features = predictor.pose_features(proprio).flatten(0, 1)
+    features = predictor.pose_vector(proprio).flatten(0, 1)
     predictor.proprio_mean.copy_(features.mean(0))
     predictor.proprio_std.copy_(features.std(0).clamp_min(MIN_POSE_STD))
     actions = action_between(proprio[:, :-1], proprio[:, 1:]).flatten(0, 1)

@@ -94,6 +94,8 @@ def select_device(name: str) -> torch.device:
     """Returns the device called `name`; "auto" is a GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name} but torch sees no GPU; use device=cpu or device=auto")
     return torch.device(name)

@@ -1,5 +1,8 @@
 """Small models, and a small world of pictures, for the tests of the models and their training."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from worldmodel.data import Episode, EpisodeMetadata, EpisodeStore
 from worldmodel.encoder import VideoEncoder
 from worldmodel.jepa import JEPA
 from worldmodel.pose import action_between, integrate
-from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.predictor import ActionConditionedPredictor, RotationInput
+from worldmodel.rope import RopeStyle
 
 SIZE = 32  # pixels
 ACTION_LIMIT = [0.075, 0.075, 0.075, 0.15, 0.15, 0.15, 1.0]
@@ -28,7 +32,9 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
             parameter.copy_(noise + 1 if "norm" in name and name.endswith("weight") else noise)
 
 
-def _make_encoder(*, seed: int = 0, depth: int = 2, rope: str = "interleaved") -> VideoEncoder:
+def _make_encoder(
+    *, seed: int = 0, depth: int = 2, rope: RopeStyle = "interleaved"
+) -> VideoEncoder:
     encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=depth, num_heads=2, rope=rope)
     _randomise(encoder, seed)
     return encoder.eval()
@@ -41,7 +47,7 @@ def _make_predictor(
     grid_size: tuple[int, int] = (4, 4),
     use_extrinsics: bool = False,
     residual: bool = True,
-    rotation_input: str = "matrix",
+    rotation_input: RotationInput = "matrix",
 ) -> ActionConditionedPredictor:
     predictor = ActionConditionedPredictor(
         latent_dim=latent_dim,
@@ -156,6 +162,42 @@ def spot_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(30):
         store.write(i, _spot_episode(i))
     return path
+
+
+# A run of a test module's own, in another process, that ends by kill -9 when step 6 begins.
+_KILLED_RUN = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+import torch
+from worldmodel.training import Schedule
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+here, module, function, data, run = sys.argv[1:]
+sys.path.insert(0, here)
+module = import_module(module)
+
+class Killed(Schedule):
+    def __call__(self, step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(step)
+
+schedule = Killed(**vars(module.SIX_STEPS))
+getattr(module, function)(Path(data), Path(run), schedule=schedule)
+"""
+
+
+@pytest.fixture(scope="session")
+def killed_at_step_six() -> Callable[[str, str, Path, Path], None]:
+    def kill(module: str, function: str, data: Path, run: Path) -> None:
+        here = Path(__file__).parent
+        words = [sys.executable, "-c", _KILLED_RUN, here, module, function, data, run]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return kill
 
 
 @pytest.fixture(scope="session")

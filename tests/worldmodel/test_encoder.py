@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
+from worldmodel.transformer import Block
 
 
 def clip_of(frames: int, height: int, width: int, *, batch: int = 2, seed: int = 0) -> Tensor:
@@ -102,7 +103,10 @@ def test_vit_l_has_the_published_number_of_parameters() -> None:
         ((1, 3, 0, 16, 16), "a multiple of tubelet_size=2 frames, got 0"),
         ((1, 3, 2, 20, 16), "image sides must be multiples of patch_size=8, got 20x16"),
         ((1, 3, 2, 16, 0), "image sides must be multiples of patch_size=8, got 16x0"),
-        ((1, 2, 3, 16, 16), r"clip must have shape \(batch, 3, frames, height, width\), got \(1, 2"),
+        (
+            (1, 2, 3, 16, 16),
+            r"clip must have shape \(batch, 3, frames, height, width\), got \(1, 2",
+        ),
         ((3, 2, 16, 16), r"clip must have shape .* got \(3, 2, 16, 16\)"),
     ],
 )
@@ -129,6 +133,7 @@ def test_initialisation_is_that_of_v_jepa_2() -> None:
     encoder = VideoEncoder(embed_dim=192, depth=3, num_heads=3)
     assert float(encoder.patch_embed.proj.weight.std()) == pytest.approx(0.02, rel=0.05)
     for number, block in enumerate(encoder.blocks, start=1):
+        assert isinstance(block, Block)
         for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
             assert float(weight.std()) == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.05)
         assert float(block.attn.qkv.weight.std()) == pytest.approx(0.02, rel=0.05)
@@ -138,7 +143,7 @@ def test_initialisation_is_that_of_v_jepa_2() -> None:
 def test_the_same_weights_in_transformers_give_the_same_tokens() -> None:
     """Hugging Face's port, with its own names for the weights (spec/vjepa2.md, section 1.9)."""
     pytest.importorskip("transformers")
-    from transformers import VJEPA2Config, VJEPA2Model
+    from transformers import VJEPA2Config, VJEPA2Model  # type: ignore[import-not-found]
 
     config = VJEPA2Config(
         crop_size=64,

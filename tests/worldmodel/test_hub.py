@@ -33,9 +33,7 @@ def published(make_encoder, make_predictor, tmp_path: Path) -> dict:
     own = {"proprio_mean", "proprio_std", "action_std"}
     return {
         "encoder": {f"module.backbone.{k}": v for k, v in encoder.state_dict().items()},
-        "predictor": {
-            f"module.{k}": v for k, v in predictor.state_dict().items() if k not in own
-        },
+        "predictor": {f"module.{k}": v for k, v in predictor.state_dict().items() if k not in own},
         "epoch": 3,
     }
 

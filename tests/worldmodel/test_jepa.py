@@ -216,7 +216,9 @@ def test_a_rollout_of_wrong_shapes_is_refused(
 def test_an_encoder_and_a_predictor_of_different_sizes_are_refused(
     make_encoder, make_predictor
 ) -> None:
-    message = r"the encoder gives 4 tokens of size 96 a frame, but the predictor takes 16 of size 24"
+    message = (
+        r"the encoder gives 4 tokens of size 96 a frame, but the predictor takes 16 of size 24"
+    )
     with pytest.raises(ValueError, match=message):
         JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=32, merge=2)
 
@@ -226,6 +228,4 @@ def test_an_image_that_patches_do_not_tile_is_refused(
     make_encoder, make_predictor, image_size: int, merge: int
 ) -> None:
     with pytest.raises(ValueError, match=f"image_size={image_size} must be a multiple of patch"):
-        JEPA(
-            encoder=make_encoder(), predictor=make_predictor(), image_size=image_size, merge=merge
-        )
+        JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=image_size, merge=merge)

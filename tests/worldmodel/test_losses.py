@@ -91,7 +91,9 @@ def test_targets_are_normed_levels_side_by_side(make_encoder) -> None:
     assert targets.shape == (2, 16, 48)
     first, last = targets.split(24, dim=-1)
     for part, level in zip((first, last), encoder.levels(clip, [0, 1]), strict=True):
-        expected = (level - level.mean(-1, keepdim=True)) / level.std(-1, keepdim=True, correction=0)
+        expected = (level - level.mean(-1, keepdim=True)) / level.std(
+            -1, keepdim=True, correction=0
+        )
         torch.testing.assert_close(part, expected, atol=1e-3, rtol=1e-3)
 
 

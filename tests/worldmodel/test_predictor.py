@@ -36,8 +36,7 @@ def test_a_later_frame_changes_nothing_before_it_by_a_single_bit(
     make_predictor, make_motion, changed_input: str, frame: int
 ) -> None:
     predictor = make_predictor()
-    inputs = dict(zip(("proprio", "actions"), make_motion(2, 4), strict=True))
-    inputs["latents"] = latents_of(2, 4)
+    inputs = arguments(make_motion, batch=2, frames=4)
     before = predictor(**inputs)
     inputs[changed_input] = inputs[changed_input].clone()
     inputs[changed_input][:, frame] += 0.5
@@ -154,15 +153,19 @@ def test_a_token_is_rotated_by_its_own_place_in_the_grid(make_predictor, make_mo
     assert float((moved - straight).abs().max()) > 1e-3
 
 
-def arguments(make_motion, *, frames: int = 2) -> dict[str, Tensor]:
-    proprio, actions = make_motion(1, frames)
-    return {"latents": latents_of(1, frames), "proprio": proprio, "actions": actions}
+def arguments(make_motion, *, batch: int = 1, frames: int = 2) -> dict[str, Tensor]:
+    proprio, actions = make_motion(batch, frames)
+    return {"latents": latents_of(batch, frames), "proprio": proprio, "actions": actions}
 
 
 @pytest.mark.parametrize(
     "name, shape, message",
     [
-        ("latents", (1, 2, 9, 24), r"latents must have shape \(batch, frames, 16, 24\), got \(1, 2"),
+        (
+            "latents",
+            (1, 2, 9, 24),
+            r"latents must have shape \(batch, frames, 16, 24\), got \(1, 2",
+        ),
         ("latents", (2, 16, 24), r"latents must have shape .*, got \(2, 16, 24\)"),
         ("proprio", (1, 2, 6), r"proprio must have shape \(1, 2, 7\) to go with latents"),
         ("actions", (1, 1, 7), r"actions must have shape \(1, 2, 7\) .* got \(1, 1, 7\)"),

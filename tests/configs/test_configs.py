@@ -1,0 +1,190 @@
+"""Every choice can be made, every setting reaches the code, and every name is one of the code's."""
+
+import dataclasses
+import inspect
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import yaml
+from hydra.utils import get_class, get_object, instantiate
+from omegaconf import OmegaConf
+
+from worldmodel import cli
+from worldmodel.cli import VERBS, compose
+from worldmodel.configs import schema
+from worldmodel.planners import Planner
+
+CONFIGS = Path(schema.__file__).parent
+CHOICES = sorted(
+    (path.parent.name, path.stem)
+    for group in ("encoder", "predictor", "planner")
+    for path in (CONFIGS / group).glob("*.yaml")
+)
+VERB_OF_GROUP = {"encoder": "pretrain", "predictor": "train", "planner": "evaluate"}
+
+
+def targets(node: Any) -> list[dict[str, Any]]:
+    """Returns every mapping with a `_target_` inside a YAML document."""
+    if not isinstance(node, dict):
+        return []
+    below = [found for value in node.values() for found in targets(value)]
+    return [node, *below] if "_target_" in node else below
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_key_of_a_choice_is_an_argument_of_its_class(group: str, name: str) -> None:
+    document = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    found = targets(document)
+    assert found
+    for node in found:
+        known = inspect.signature(get_object(node["_target_"])).parameters
+        given = set(node) - {"_target_", "_partial_"}
+        assert given <= set(known)
+        if not node.get("_partial_"):
+            required = {n for n, p in known.items() if p.default is inspect.Parameter.empty}
+            assert required <= given
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_choice_composes_and_builds_what_it_says(group: str, name: str) -> None:
+    needed = ["encoder_checkpoint=x"] if group == "predictor" else []
+    config = compose(VERB_OF_GROUP[group], [f"{group}={name}", *needed])
+    with torch.device("meta"):  # no memory: one of them has 305 million parameters
+        if group == "planner":
+            built = instantiate(config.planner.search)
+            assert isinstance(built, Planner)
+        else:
+            built = instantiate(config[group], _partial_=True)
+            assert isinstance(built, partial)
+            extra = {"latent_dim": 32, "grid_size": (4, 4)} if group == "predictor" else {}
+            module = built(**extra)
+            assert isinstance(module, get_class(config[group]._target_))
+            for key in set(config[group]) - {"_target_", "_partial_"}:
+                assert getattr(module, key) == config[group][key]
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "planner"])
+def test_every_planner_says_how_the_controller_uses_it(name: str) -> None:
+    from worldmodel.evaluate import AXES, PlannerSettings
+
+    config = compose("evaluate", [f"planner={name}"])
+    assert set(config.planner) == {field.name for field in dataclasses.fields(PlannerSettings)}
+    assert set(config.planner.axes) <= set(AXES)
+    assert config.planner.limits is None or len(config.planner.limits) == len(AXES)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_file_of_settings_belongs_to_a_verb_and_starts_with_a_comment(path: Path) -> None:
+    assert path.stem in VERBS
+    assert path.read_text().startswith(f"# worldmodel {path.stem}: ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_composes_and_survives_a_round_trip_through_yaml(verb: str) -> None:
+    config = compose(verb, [])
+    assert OmegaConf.create(OmegaConf.to_yaml(config)) == config
+
+
+# What each verb calls, and settings of other values than the defaults, so that each can be seen to
+# arrive. `run`, `threads` and the groups are used on the way.
+CALLS = {
+    "collect": "worldmodel.data.collect.collect",
+    "encode": "worldmodel.encode.encode",
+    "pretrain": "worldmodel.pretrain.pretrain",
+    "train": "worldmodel.train.train",
+    "plan": "worldmodel.plan.plan",
+    "evaluate": "worldmodel.evaluate.evaluate",
+    "demo": "worldmodel.evaluate.evaluate",
+}
+ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
+RENAMED = {"out": "path", "encoder_checkpoint": "encoder"}
+OTHER_VALUES: dict[str, Any] = {
+    "behaviours": {"scripted": 0.25, "noisy": 0.5, "explore": 0.125},
+    "cameras": ["exterior", "wrist"],
+    "backends": ["ray"],
+    "backend": "ray",
+    "levels": [1, 3],
+    "strides": [1, 5],
+    "ema": [0.5, 0.75],
+    "schedule": {
+        "name": "wsd",
+        "peak": 0.5,
+        "start": 0.25,
+        "final": 0.125,
+        "steps": 77,
+        "warmup_steps": 7,
+        "decay_steps": 5,
+    },
+    "workers": 3,
+    "goal": "goal.png",
+    "dtype": "float16",
+}
+
+
+class Called(Exception):  # noqa: N818  (no error: it says that a place was reached)
+    """The code behind a verb was reached."""
+
+
+def other_value(name: str, value: Any) -> Any:
+    """Returns a value of the same type that is not the default."""
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    if isinstance(value, int | float):
+        return value + 1
+    return f"other_{name}"
+
+
+def as_override(name: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name}.{key}={item}" for key, item in value.items()]
+    if isinstance(value, list):
+        return [f"{name}=[{','.join(map(str, value))}]"]
+    return [f"{name}={value}"]
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as YAML would write it, so that paths, tuples and dataclasses compare."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) -> None:
+    module, _, function = CALLS[verb].rpartition(".")
+    real = getattr(import_module(module), function)
+    called = MagicMock(side_effect=Called)
+    monkeypatch.setattr(f"{module}.{function}", called)
+    monkeypatch.setattr("worldmodel.checkpoint.load", MagicMock())
+    monkeypatch.setattr("worldmodel.checkpoint.load_default", MagicMock())
+    monkeypatch.setattr("worldmodel.checkpoint.load_encoder", lambda path: (str(path), 128))
+    config = compose(verb, [])
+    settings = {
+        str(name): other_value(str(name), None if OmegaConf.is_missing(config, name) else value)
+        for name, value in config.items_ex(resolve=False)
+        if name not in ON_THE_WAY
+    }
+    overrides = [word for name, value in settings.items() for word in as_override(name, value)]
+    run = [f"run={tmp_path / 'run'}"] if "run" in config else []
+    with pytest.raises(Called):
+        cli.main([verb, *overrides, *run])
+
+    (call,) = called.call_args_list
+    arguments = inspect.signature(real).bind(*call.args, **call.kwargs).arguments
+    for name, value in settings.items():
+        assert plain(arguments[RENAMED.get(name, name)]) == value, name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_schema_explains_itself(verb: str) -> None:
+    name = "EvaluateConfig" if verb == "demo" else f"{verb.capitalize()}Config"
+    assert getattr(schema, name).__doc__

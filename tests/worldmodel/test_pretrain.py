@@ -1,0 +1,120 @@
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import checkpoint
+from worldmodel.data import EpisodeStore
+from worldmodel.encoder import VideoEncoder
+from worldmodel.pretrain import Clips, PretrainResult, pretrain, to_clip, update_ema
+from worldmodel.training import Schedule
+
+
+def run_pretrain(data: Path, run: Path, *, schedule: Schedule, seed: int = 0) -> PretrainResult:
+    run.mkdir(exist_ok=True)
+    return pretrain(
+        build_encoder=partial(VideoEncoder, patch_size=4, embed_dim=24, depth=2, num_heads=2),
+        data=data,
+        run=run,
+        camera="exterior",
+        clip_frames=1,
+        levels=[0, 1],
+        predictor_dim=24,
+        predictor_depth=1,
+        predictor_heads=2,
+        context_loss_weight=0.5,
+        ema=(0.9, 0.99),
+        schedule=schedule,
+        batch_size=8,
+        weight_decay=0.04,
+        validation_fraction=0.2,
+        seed=seed,
+        device="cpu",
+        log_every=1,
+        save_every=3,
+    )
+
+
+SIX_STEPS = Schedule(name="cosine", peak=1e-3, steps=6, warmup_steps=2)
+
+
+@pytest.fixture(scope="module")
+def finished(spot_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pretrain")
+    run_pretrain(spot_store, run, schedule=SIX_STEPS)
+    return run
+
+
+def test_a_run_leaves_an_encoder_curves_and_metrics(finished: Path, spot_store: Path) -> None:
+    encoder, image_size = checkpoint.load_encoder(finished / "encoder")
+    assert image_size == 32 and encoder.depth == 2
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert line["learning_rate"] == SIX_STEPS(line["step"])
+        assert all(np.isfinite(list(line.values())))
+    provenance = checkpoint.read_config(finished / "encoder", kind="encoder")["provenance"]
+    assert provenance["steps"] == 6
+    assert 0 < provenance["probe_error_cm"] < 100
+    assert provenance["frames"] == 13 * provenance["episodes"] < 13 * len(EpisodeStore(spot_store))
+
+
+def test_a_run_killed_and_resumed_has_the_same_curve_and_the_same_weights(
+    finished: Path, spot_store: Path, killed_at_step_six, tmp_path: Path
+) -> None:
+    killed_at_step_six("test_pretrain", "run_pretrain", spot_store, tmp_path)
+    # Five steps are in the log, three in the saved state.
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+    assert not (tmp_path / "encoder").exists()
+
+    run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS)
+    for file in ("metrics.jsonl", "encoder/weights.safetensors", "encoder/config.json"):
+        assert (tmp_path / file).read_bytes() == (finished / file).read_bytes(), file
+
+
+def test_another_seed_gives_another_run(finished: Path, spot_store: Path, tmp_path: Path) -> None:
+    run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS, seed=1)
+    assert (tmp_path / "metrics.jsonl").read_text() != (finished / "metrics.jsonl").read_text()
+
+
+def test_pretraining_learns_without_collapsing(spot_store: Path, tmp_path: Path) -> None:
+    schedule = Schedule(name="cosine", peak=3e-3, steps=50, warmup_steps=5)
+    run_pretrain(spot_store, tmp_path, schedule=schedule)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss_hidden"] for line in lines]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert lines[-1]["target_std"] > 0.1
+
+
+def test_clips_of_one_frame_and_of_several_come_from_the_store(spot_store: Path) -> None:
+    store = EpisodeStore(spot_store)
+    single = Clips(store, [3, 5], camera="exterior", clip_frames=1)
+    double = Clips(store, [3, 5], camera="exterior", clip_frames=2)
+    assert single.sample(np.random.default_rng(0), 7).shape == (7, 1, 32, 32, 3)
+    clips = double.sample(np.random.default_rng(0), 7).numpy()
+    known = np.concatenate([store.read_frames(i, "exterior") for i in (3, 5)])
+    for clip in clips:
+        first = [i for i, frame in enumerate(known) if (frame == clip[0]).all()]
+        assert any((known[i + 1] == clip[1]).all() for i in first if i + 1 < len(known))
+
+
+def test_a_single_frame_fills_a_tubelet_and_a_clip_stays_as_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 4, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    clip = to_clip(frames, 2)
+    assert clip.shape == (2, 3, 4, 8, 8)
+    doubled = to_clip(frames[:, 1:2], 2)
+    assert doubled.shape == (2, 3, 2, 8, 8)
+    assert torch.equal(doubled[:, :, 0], clip[:, :, 1])
+    assert torch.equal(doubled[:, :, 0], doubled[:, :, 1])
+
+
+def test_the_target_moves_towards_the_online_encoder() -> None:
+    target, online = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    slow, fast = target.weight.detach().clone(), online.weight.detach()
+    update_ema(target, online, 0.75)
+    torch.testing.assert_close(target.weight.detach(), 0.75 * slow + 0.25 * fast)

@@ -1,0 +1,32 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from worldmodel.runs import describe_machine, open_run, write_json
+
+
+def test_a_new_run_gets_a_folder_of_its_own(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [open_run("train", None, "seed: 0\n") for _ in range(3)]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert re.fullmatch(r"runs/\d{8}-\d{6}-train(-\d)?", folder.as_posix())
+        assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_run_is_resumed_with_the_same_settings_only(tmp_path: Path) -> None:
+    folder = open_run("train", str(tmp_path / "a" / "b"), "seed: 0\n")
+    assert open_run("train", str(folder), "seed: 0\n") == folder
+    with pytest.raises(ValueError, match="holds a run with other settings .*config.yaml"):
+        open_run("train", str(folder), "seed: 1\n")
+    assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_the_machine_is_described_in_json(tmp_path: Path) -> None:
+    machine = describe_machine()
+    write_json(tmp_path / "machine.json", machine)
+    assert json.loads((tmp_path / "machine.json").read_text()) == machine
+    assert machine["torch_threads"] == 1
+    assert {"processor", "cores", "gpu", "torch", "mujoco", "git_commit"} <= machine.keys()

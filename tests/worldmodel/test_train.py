@@ -1,0 +1,191 @@
+import json
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import checkpoint
+from worldmodel.data import EpisodeStore, LatentCache, split_episodes
+from worldmodel.encode import encode
+from worldmodel.encoder import VideoEncoder
+from worldmodel.jepa import encode_frames
+from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.train import TrainResult, train
+from worldmodel.training import Schedule
+
+SIX_STEPS = Schedule(name="cosine", peak=1e-2, steps=6, warmup_steps=2)
+
+
+def save_an_encoder(path: Path) -> Path:
+    """Writes an encoder with its first, random weights: even those see where the spot is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
+    checkpoint.save_encoder(encoder, path, image_size=32, provenance={"steps": 0})
+    return path
+
+
+def run_train(
+    data: Path,
+    run: Path,
+    *,
+    schedule: Schedule,
+    strides: tuple[int, ...] = (1,),
+    validation_fraction: float = 0.2,
+    validate_every: int = 2,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> TrainResult:
+    run.mkdir(exist_ok=True)
+    return train(
+        build_predictor=partial(
+            ActionConditionedPredictor, embed_dim=48, depth=2, num_heads=2, rope="interleaved"
+        ),
+        data=data,
+        encoder=save_an_encoder(run.parent / "encoder"),
+        cache=run.parent / "cache",
+        run=run,
+        camera="exterior",
+        merge=2,
+        window=3,
+        strides=list(strides),
+        rollout_steps=2,
+        schedule=schedule,
+        batch_size=16,
+        weight_decay=0.01,
+        validation_fraction=validation_fraction,
+        seed=0,
+        device="cpu",
+        log_every=1,
+        validate_every=validate_every,
+        save_every=3,
+        dtype=dtype,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(spot_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("train") / "run"
+    run_train(spot_store, run, schedule=SIX_STEPS)
+    return run
+
+
+def test_a_run_leaves_a_world_model_curves_and_metrics(finished: Path) -> None:
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4, 6]
+    provenance = checkpoint.read_config(finished / "model", kind="jepa")["provenance"]
+    assert provenance["validation_loss"] == lines[-1]["validation_loss"]
+    assert provenance["encoder"] == {"steps": 0}
+
+
+def test_the_world_model_carries_the_scales_of_its_training_data(
+    finished: Path, spot_store: Path
+) -> None:
+    world, store = checkpoint.load(finished / "model"), EpisodeStore(spot_store)
+    train_ids, _ = split_episodes(store.ids(), 0.2, seed=0)
+    frames = torch.from_numpy(np.concatenate([store.read_frames(i, "exterior") for i in train_ids]))
+    with torch.inference_mode():
+        latents = world.encode(frames[:, None])[:, 0]
+    moving = world.latent_std > 0.03  # the floor for what never changes is 0.02
+    assert float(moving.float().mean()) > 0.8
+    torch.testing.assert_close(
+        latents.mean(0), torch.zeros_like(latents[0]), atol=0.02, rtol=0
+    )  # the cache holds float16
+    std = latents.std(0, correction=0)[moving]
+    torch.testing.assert_close(std, torch.ones_like(std), atol=0.02, rtol=0)
+    assert world.control_hz == 4.0 and world.standardise and world.merge == 2
+    assert world.action_limit is not None
+    # x and y change by up to 0.15 a step, nothing else changes.
+    np.testing.assert_allclose(world.action_limit, [0.15, 0.15, 0, 0, 0, 0, 0], atol=0.01)
+    np.testing.assert_allclose(
+        world.predictor.action_std, [0.08, 0.08, *[0.01] * 5], atol=0.01
+    )  # the last five are the floor
+
+
+def test_a_run_killed_and_resumed_has_the_same_curve_and_the_same_weights(
+    finished: Path, spot_store: Path, killed_at_step_six, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    killed_at_step_six("test_train", "run_train", spot_store, run)
+    # Five steps are in the log, three in the saved state.
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 5
+    assert not (run / "model").exists()
+
+    run_train(spot_store, run, schedule=SIX_STEPS)
+    for file in ("metrics.jsonl", "model/weights.safetensors", "model/config.json"):
+        assert (run / file).read_bytes() == (finished / file).read_bytes(), file
+
+
+def test_a_finished_run_started_again_changes_nothing(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    before = {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()}
+    run_train(spot_store, finished, schedule=SIX_STEPS)
+    assert {f: f.read_bytes() for f in finished.rglob("*") if f.is_file()} == before
+
+
+def test_training_learns_what_actions_do(spot_store: Path, tmp_path: Path) -> None:
+    schedule = Schedule(name="cosine", peak=1e-2, steps=150, warmup_steps=10)
+    result = run_train(spot_store, tmp_path / "run", schedule=schedule, validate_every=150)
+    assert result.validation_loss < 0.75 * result.copy_loss
+    assert result.validation_loss < 0.75 * result.shuffled_loss
+
+
+def test_longer_strides_give_longer_actions(spot_store: Path, tmp_path: Path) -> None:
+    run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, strides=(1, 4))
+    world = checkpoint.load(tmp_path / "run" / "model")
+    assert world.action_limit is not None and world.action_limit[0] > 0.2
+
+
+def test_half_precision_is_stored_on_request(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, dtype="float16")
+    full, half = (run / "model" / "weights.safetensors" for run in (finished, tmp_path / "run"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+
+
+def test_no_episode_to_validate_on_is_refused(spot_store: Path, tmp_path: Path) -> None:
+    message = "validation_fraction=0.0 leaves no episode of 30 to validate on; raise it"
+    with pytest.raises(ValueError, match=message):
+        run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, validation_fraction=0.0)
+
+
+def encoded(spot_store: Path, folder: Path, *, merge: int = 2, seed: int = 0) -> LatentCache:
+    torch.manual_seed(seed)
+    encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
+    return encode(
+        encoder=encoder,
+        data=spot_store,
+        cache=folder,
+        camera="exterior",
+        merge=merge,
+        device="cpu",
+        batch_size=5,
+    )
+
+
+def test_the_cache_holds_what_the_encoder_sees(spot_store: Path, tmp_path: Path) -> None:
+    cache = encoded(spot_store, tmp_path)
+    torch.manual_seed(0)
+    encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
+    frames = torch.from_numpy(EpisodeStore(spot_store).read_frames(4, "exterior"))
+    with torch.inference_mode():
+        expected = encode_frames(encoder, frames, 2)
+    np.testing.assert_allclose(cache.latents(4), expected, atol=2e-3)
+
+
+def test_another_encoder_or_another_merge_gets_a_cache_of_its_own(
+    spot_store: Path, tmp_path: Path
+) -> None:
+    paths = [
+        encoded(spot_store, tmp_path).path,
+        encoded(spot_store, tmp_path, merge=1).path,
+        encoded(spot_store, tmp_path, seed=1).path,
+    ]
+    assert len(set(paths)) == 3
+    assert encoded(spot_store, tmp_path).path == paths[0]
