@@ -180,7 +180,7 @@ class ActionConditionedPredictor(nn.Module):
         return PredictorCache([KeyValueCache() for _ in range(self.depth)])
 
     def pose_features(self, proprio: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch features"]:
-        """Returns what the proprio token is made from: the scaled pose, and its Fourier features."""
+        """Returns what the proprio token is made from: the scaled pose and its Fourier features."""
         scaled = (self.pose_vector(proprio) - self.proprio_mean) / self.proprio_std
         if self.num_frequencies == 0:
             return scaled

@@ -48,6 +48,7 @@ def _make_predictor(
     use_extrinsics: bool = False,
     residual: bool = True,
     rotation_input: RotationInput = "matrix",
+    num_frequencies: int = 2,
 ) -> ActionConditionedPredictor:
     predictor = ActionConditionedPredictor(
         latent_dim=latent_dim,
@@ -58,6 +59,7 @@ def _make_predictor(
         use_extrinsics=use_extrinsics,
         residual=residual,
         rotation_input=rotation_input,
+        num_frequencies=num_frequencies,
     )
     _randomise(predictor, seed)
     return predictor.eval()

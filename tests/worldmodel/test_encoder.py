@@ -141,7 +141,7 @@ def test_initialisation_is_that_of_v_jepa_2() -> None:
 
 
 def test_the_same_weights_in_transformers_give_the_same_tokens() -> None:
-    """Hugging Face's port, with its own names for the weights (spec/vjepa2.md, section 1.9)."""
+    """Hugging Face's port of V-JEPA 2, with its own names for the weights."""
     pytest.importorskip("transformers")
     from transformers import VJEPA2Config, VJEPA2Model  # type: ignore[import-not-found]
 

@@ -29,7 +29,7 @@ GEOMETRY = {
 def published(make_encoder, make_predictor, tmp_path: Path) -> dict:
     """The contents of a checkpoint file in Meta's layout."""
     encoder = make_encoder(rope="tiled")
-    predictor = make_predictor(residual=False, rotation_input="euler")
+    predictor = make_predictor(residual=False, rotation_input="euler", num_frequencies=0)
     own = {"proprio_mean", "proprio_std", "action_std"}
     return {
         "encoder": {f"module.backbone.{k}": v for k, v in encoder.state_dict().items()},

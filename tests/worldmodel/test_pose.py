@@ -14,7 +14,7 @@ from worldmodel.pose import (
     rotation_delta,
 )
 
-# Two states of a real Franka arm, and the action between them (spec/vjepa2.md, section 3.4).
+# Two states of a real Franka arm (the example shipped with V-JEPA 2-AC), and the action between.
 START = [0.58043909, -0.00202123, 0.24755727, -3.06661558, 0.03052980, -1.91275120, 0.99697137]
 END = [0.67280847, 0.02896597, 0.33183685, -3.05143738, 0.01770951, -1.91249502, 0.99697137]
 ACTION = [0.09236938, 0.03098720, 0.08427958, -0.01716477, -0.00999905, -0.00002407, 0.0]

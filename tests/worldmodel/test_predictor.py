@@ -23,7 +23,7 @@ def test_teacher_forcing_gives_what_the_reference_implementation_gives(
 def test_v_jepa_2_ac_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         predictor = ActionConditionedPredictor(
-            latent_dim=1408, grid_size=(16, 16), rotation_input="euler"
+            latent_dim=1408, grid_size=(16, 16), rotation_input="euler", num_frequencies=0
         )
     assert sum(p.numel() for p in predictor.parameters()) == 305_220_992
     assert len(list(predictor.parameters())) == 300
@@ -131,7 +131,7 @@ def test_a_roll_of_pi_and_of_minus_pi_are_the_same_pose_as_a_matrix_only(
 
 @torch.inference_mode()
 def test_input_scales_divide_actions_and_standardise_poses(make_predictor, make_motion) -> None:
-    scaled, plain = (make_predictor(rotation_input="euler") for _ in range(2))
+    scaled, plain = (make_predictor(rotation_input="euler", num_frequencies=0) for _ in range(2))
     latents, (proprio, actions) = latents_of(2, 2), make_motion(2, 2)
     mean, std = torch.arange(7.0), torch.arange(1.0, 8.0)
     scaled.proprio_mean.copy_(mean)
@@ -141,6 +141,34 @@ def test_input_scales_divide_actions_and_standardise_poses(make_predictor, make_
         scaled(latents, proprio, actions),
         plain(latents, (proprio - mean) / std, actions / (2 * std)),
     )
+
+
+@torch.inference_mode()
+def test_a_pose_enters_also_as_waves_of_its_scaled_position(make_predictor, make_motion) -> None:
+    predictor, (proprio, _) = make_predictor(num_frequencies=2), make_motion(2, 3)
+    predictor.proprio_mean[:3] = torch.tensor([0.5, 0.0, 0.3])
+    predictor.proprio_std[:3] = torch.tensor([0.1, 0.2, 0.1])
+    scaled, waves = predictor.pose_features(proprio).split((10, 12), dim=-1)
+    position = (proprio[..., :3] - predictor.proprio_mean[:3]) / predictor.proprio_std[:3]
+    torch.testing.assert_close(scaled[..., :3], position)
+    quarter = position * torch.pi / 2  # a standard deviation is a quarter of the longest wave
+    angles = torch.stack((quarter, 2 * quarter), dim=-1).flatten(-2)
+    torch.testing.assert_close(waves, torch.cat((angles.sin(), angles.cos()), dim=-1))
+
+
+@torch.inference_mode()
+def test_an_action_enters_also_as_the_pose_it_leads_to(make_predictor, make_motion) -> None:
+    predictor, (proprio, actions) = make_predictor(), make_motion(2, 3)
+    predictor.action_std.mul_(2)
+    features = predictor.action_features(proprio, actions)
+    torch.testing.assert_close(features[..., :7], actions / 2)
+    led_to = predictor.pose_features(proprio[:, 1:])  # proprio follows the actions
+    torch.testing.assert_close(features[:, :-1, 7:], led_to, atol=1e-5, rtol=1e-5)
+
+
+def test_a_negative_number_of_frequencies_is_refused(make_predictor) -> None:
+    with pytest.raises(ValueError, match="num_frequencies must be 0 or more, got -1"):
+        make_predictor(num_frequencies=-1)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from worldmodel.rope import axis_width, grid_positions, rope_table, rotate
 
-# spec/vjepa2.md, section 1.4: x = 0.1, 0.2, ... in one slot, at position 3.
+# x = 0.1, 0.2, ... in one slot, at position 3: V-JEPA 2 (tiled) and V-JEPA 2.1 (interleaved).
 GOLDEN = {
     (10, "tiled"): "-0.127223 0.223591 0.269034 0.403554 0.498863 -0.523435 0.256151 0.850429 "
     "0.887993 1.001702",
