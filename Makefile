@@ -38,9 +38,9 @@ lint: setup
 # How worldmodel/weights/default was made. Each line goes on where it was when it is started again.
 weights: setup
 	$(BIN)/worldmodel collect out=datasets/reach episodes=1000 seed=1 'backends=[gl,ray]'
-	$(BIN)/worldmodel pretrain data=datasets/reach run=runs/weights-encoder
-	$(BIN)/worldmodel train data=datasets/reach encoder_checkpoint=runs/weights-encoder/encoder \
-		run=runs/weights-predictor dtype=float16
+	$(BIN)/worldmodel pretrain +experiment=reach_encoder run=runs/weights-encoder
+	$(BIN)/worldmodel train +experiment=reach_predictor run=runs/weights-predictor dtype=float16 \
+		encoder_checkpoint=runs/weights-encoder/encoder
 	mkdir -p worldmodel/weights/default
 	cp runs/weights-predictor/model/* worldmodel/weights/default/
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "gl", "ray"]
 
+DEFAULT_BEHAVIOURS = {"scripted": 0.25, "noisy": 0.45, "explore": 0.3}
+
 # One thread per worker process: more would only make the workers wait for each other.
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -95,6 +97,7 @@ def collect(
         task: Name of the task, such as "reach".
         steps: Actions per episode.
         behaviours: Weight of each behaviour of `worldmodel.envs.expert`; every episode draws one.
+            None is `DEFAULT_BEHAVIOURS`.
             Noisy demonstrations and exploration by halves if not given.
         seed: Seed of the collection.
         image_size: Side of the square frames [pixels].
@@ -110,7 +113,7 @@ def collect(
         ValueError: An argument is out of range, or the store holds these episodes with other
             settings.
     """
-    behaviours = behaviours or {"noisy": 0.5, "explore": 0.5}
+    behaviours = behaviours or DEFAULT_BEHAVIOURS
     workers = workers or len(os.sched_getaffinity(0))
     for name, value in (("episodes", episodes), ("steps", steps), ("workers", workers)):
         if value < 1:

@@ -17,6 +17,7 @@ from worldmodel.planners.interfaces import ActionBounds, Cost, Observation, Plan
 from worldmodel.planners.scoring import score_plans
 
 GRIPPER = -1  # the last action axis
+MIN_CORRELATION_STD = 0.1  # keeps a few elites from squeezing the search into a plane
 
 
 class CEM:
@@ -41,6 +42,7 @@ class CEM:
         min_std: float | Sequence[float] = 0.02,
         mean_momentum: float | Sequence[float] = 0.0,
         std_momentum: float | Sequence[float] = 0.0,
+        covariance: str = "diagonal",
         returns: str = "mean",
         gripper_dead_zone: float = 0.0,
         close_gripper: int | None = None,
@@ -65,6 +67,10 @@ class CEM:
             min_std: the standard deviation never falls below this, same units.
             mean_momentum: m in `mean = (1 - m) * elite_mean + m * mean`, one number or per axis.
             std_momentum: the same for the standard deviation.
+            covariance: "diagonal" samples every axis by itself; "full" follows the elites'
+                covariance over all steps and axes. Depth is what one camera sees worst, so the
+                energy has a narrow valley along the line of sight, askew to the axes, and a
+                diagonal search ends on its wall.
             returns: "mean", the last elite mean, or "best", the best plan ever imagined.
             gripper_dead_zone: a returned gripper change smaller than this becomes 0.
             close_gripper: model step from which every sample closes the gripper, by +1 whatever
@@ -82,6 +88,7 @@ class CEM:
         if not 0 <= keep_elites <= 1:
             raise ValueError(f"keep_elites must be a fraction in [0, 1], got {keep_elites}")
         require_choice("first_iteration", first_iteration, ("normal", "uniform"))
+        require_choice("covariance", covariance, ("diagonal", "full"))
         require_choice("returns", returns, ("mean", "best"))
         require_fractions("initial_std", initial_std)
         require_fractions("min_std", min_std)
@@ -104,6 +111,7 @@ class CEM:
         self.min_std = min_std
         self.mean_momentum = mean_momentum
         self.std_momentum = std_momentum
+        self.covariance = covariance
         self.returns = returns
         self.gripper_dead_zone = gripper_dead_zone
         self.close_gripper = close_gripper
@@ -173,6 +181,8 @@ class CEM:
                 plans = sample_low + (sample_high - sample_low) * noise.to(device)
             else:
                 noise = torch.randn(B, S, H, A, generator=generator, device=generator.device)
+                if iteration and self.covariance == "full":
+                    noise = correlate(noise.to(device), elites, min_ratio=MIN_CORRELATION_STD)
                 plans = mean[:, None] + std[:, None] * noise.to(device)
             plans = plans.clamp(sample_low, sample_high)  # (B, S, H, A)
             if iteration == 0 and warm_start is not None:
@@ -234,3 +244,28 @@ class CEM:
         if warm_start.shape != shape:
             raise ValueError(f"warm_start must be {shape} (B, H, A), got {tuple(warm_start.shape)}")
         return warm_start
+
+
+def correlate(
+    noise: Float[Tensor, "batch sample horizon action"],
+    elites: Float[Tensor, "batch elite horizon action"],
+    *,
+    min_ratio: float,
+) -> Float[Tensor, "batch sample horizon action"]:
+    """Returns unit noise with the correlations of the elites over all steps and axes.
+
+    Args:
+        noise: independent, standard normal.
+        elites: plans whose correlation matrix the result follows.
+        min_ratio: no direction gets a smaller standard deviation than this.
+    """
+    deviations = (elites - elites.mean(dim=1, keepdim=True)).flatten(2)  # (B, K, H * A)
+    spread = deviations.std(dim=1, keepdim=True)
+    moving = spread > 0
+    unit = deviations / torch.where(moving, spread, 1.0)
+    correlation = unit.mT @ unit / (elites.shape[1] - 1)  # (B, H * A, H * A)
+    still = torch.diag_embed((~moving[:, 0]).to(unit))  # fixed axes: variance 1, like the others
+    values, vectors = torch.linalg.eigh(correlation + still)
+    scales = values.clamp_min(0).sqrt().clamp_min(min_ratio)
+    root = (vectors * scales[:, None]) @ vectors.mT
+    return (noise.flatten(2) @ root).view_as(noise)

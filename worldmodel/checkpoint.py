@@ -112,7 +112,10 @@ def read_config(path: str | Path, *, kind: str) -> dict[str, Any]:
             f"by `worldmodel {'train' if kind == 'jepa' else 'pretrain'}`, or leave the setting "
             "out to use the shipped model"
         )
-    config = json.loads((path / CONFIG_FILE).read_text())
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / CONFIG_FILE} is damaged ({error}); fetch it again") from error
     if config.get("format") != FORMAT:
         raise ValueError(f"{path / CONFIG_FILE} is not a {FORMAT} checkpoint")
     if config.get("version") != VERSION:

@@ -27,6 +27,7 @@ VERBS = {
     "plan": "plan to one goal image and show every step",
     "evaluate": "measure success over episodes, beside random and do-nothing policies",
 }
+GROUPS = ("encoder", "predictor", "planner", "experiment")
 WITH_JSON = ("evaluate", "demo")
 
 
@@ -181,7 +182,7 @@ def _collect(config: "DictConfig") -> None:
         episodes=config.episodes,
         task=config.task,
         steps=config.steps,
-        behaviours=dict(config.behaviours),
+        behaviours=dict(config.behaviours) or None,
         seed=config.seed,
         image_size=config.image_size,
         cameras=tuple(config.cameras),
@@ -419,7 +420,7 @@ def _verb_help(verb: str) -> str:
     config = compose(verb, [])
     groups = [
         f"  {group}: {', '.join(_choices(group))}"
-        for group in ("encoder", "predictor", "planner")
+        for group in GROUPS
         if group in config
     ]
     json_flag = (
@@ -447,7 +448,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
     """Refuses an unknown choice of a group, such as planner=cme."""
     for override in overrides:
         key, value = override.lstrip("+~").split("=", 1)
-        if key in ("encoder", "predictor", "planner"):
+        if key in GROUPS:
             available = _choices(key)
             if value not in available:
                 near = _did_you_mean(value, available)

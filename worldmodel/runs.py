@@ -28,7 +28,8 @@ def open_run(name: str, path: str | None, config_yaml: str) -> Path:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
     file = folder / CONFIG_FILE
-    if file.exists() and file.read_text() != config_yaml:
+    started = any(entry.name != CONFIG_FILE for entry in folder.iterdir())
+    if started and file.exists() and file.read_text() != config_yaml:
         raise ValueError(
             f"{folder} holds a run with other settings ({file}); resume it with those, or choose "
             "another run=..."
