@@ -80,7 +80,12 @@ def main() -> None:
             f"{difference:>9.1e}"
         )
     machine = describe_machine()
-    report = {"samples": options.samples, "device": options.device, "rows": rows, "machine": machine}
+    report = {
+        "samples": options.samples,
+        "device": options.device,
+        "rows": rows,
+        "machine": machine,
+    }
     print(f"{options.samples} plans on {options.device}: {machine['gpu'] or machine['processor']}")
     if options.out:
         with open(options.out, "w") as file:

@@ -32,8 +32,8 @@ class CollectConfig:
     task: str = "reach"
     episodes: int = 100
     steps: int = 25  # actions per episode
-    # name: share of the episodes; {} is scripted 0.25, noisy 0.45, explore 0.3
-    behaviours: dict[str, float] = field(default_factory=dict)
+    # name: share of the episodes; null is {scripted: 0.25, noisy: 0.45, explore: 0.3}
+    behaviours: Any = None
     seed: int = 0
     image_size: int = 128
     cameras: list[str] = field(default_factory=lambda: ["exterior"])

@@ -182,7 +182,7 @@ def _collect(config: "DictConfig") -> None:
         episodes=config.episodes,
         task=config.task,
         steps=config.steps,
-        behaviours=dict(config.behaviours) or None,
+        behaviours=None if config.behaviours is None else dict(config.behaviours),
         seed=config.seed,
         image_size=config.image_size,
         cameras=tuple(config.cameras),
@@ -418,11 +418,7 @@ def _verb_help(verb: str) -> str:
     from omegaconf import OmegaConf
 
     config = compose(verb, [])
-    groups = [
-        f"  {group}: {', '.join(_choices(group))}"
-        for group in GROUPS
-        if group in config
-    ]
+    groups = [f"  {group}: {', '.join(_choices(group))}" for group in GROUPS if group in config]
     json_flag = (
         ["", "--json prints metrics.json alone on standard output"] if verb in WITH_JSON else []
     )

@@ -140,6 +140,8 @@ def other_value(name: str, value: Any) -> Any:
 
 
 def as_override(name: str, value: Any) -> list[str]:
+    if name == "behaviours":  # an open mapping: replaced whole
+        return [f"{name}={{{','.join(f'{key}:{item}' for key, item in value.items())}}}"]
     if isinstance(value, dict):
         return [f"{name}.{key}={item}" for key, item in value.items()]
     if isinstance(value, list):
@@ -188,3 +190,18 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
 def test_a_schema_explains_itself(verb: str) -> None:
     name = "EvaluateConfig" if verb == "demo" else f"{verb.capitalize()}Config"
     assert getattr(schema, name).__doc__
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_an_experiment_changes_the_settings_of_the_verb_it_names(path: Path) -> None:
+    verb = path.read_text().splitlines()[1].split()[2]
+    settings = yaml.safe_load(path.read_text())
+    config = OmegaConf.to_container(compose(verb, [f"+experiment={path.stem}"]), resolve=True)
+    assert isinstance(config, dict)
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            assert value.items() <= config[name].items()
+        else:
+            assert config[name] == value

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.planners import CEM, ActionBounds, LatentL1Energy, random_shooting
+from worldmodel.planners.cem import correlate
 from worldmodel.pose import integrate
 
 
@@ -336,3 +337,53 @@ def test_plans_on_the_gpu_as_on_the_cpu_when_the_noise_comes_from_the_cpu(toy):
     plan = solve(cem(), world, toy, target.cuda(), start=toy.start.cuda())
     assert plan.actions.is_cuda
     torch.testing.assert_close(plan.actions.cpu(), expected.actions, atol=1e-3, rtol=0)
+
+
+# --- Full covariance ------------------------------------------------------------------------------
+
+
+def valley_world(toy, *, weak=0.05):
+    """Latents see motion along (1, 1, 1) `weak` times as well as motion across it."""
+    along = torch.ones(3, 1) / math.sqrt(3)
+    seen = torch.eye(3) - (1 - weak) * along @ along.T  # (3, 3)
+    matrix = torch.zeros(7, 32)
+    matrix[:3] = seen.repeat(1, 11)[:, :32]
+    return toy.LinearWorld(matrix)
+
+
+def test_full_covariance_follows_a_narrow_valley_askew_to_the_axes(toy):
+    world = valley_world(toy)
+    bounds = ActionBounds.symmetric([0.3] * 3 + [0.0] * 4)
+    target = toy.start + torch.tensor([[0.2, 0.18, 0.21, 0, 0, 0, 0]])
+
+    def miss(covariance, seed):
+        planner = cem(
+            covariance=covariance, first_iteration="uniform", num_samples=128, num_iterations=6
+        )
+        plan = solve(planner, world, toy, target, bounds=bounds, seed=seed)
+        return float((plan.actions[0, 0, :3] - (target - toy.start)[0, :3]).norm())
+
+    full = sum(miss("full", seed) for seed in range(8)) / 8
+    diagonal = sum(miss("diagonal", seed) for seed in range(8)) / 8
+    assert full < 0.5 * diagonal
+    assert full < 0.03
+
+
+def test_correlated_noise_has_the_correlations_of_the_elites_and_unit_variance():
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.tensor([1.0, -2.0, 0.5])
+    elites = torch.randn(1, 64, 1, 1, generator=generator) * direction
+    elites = elites + 0.2 * torch.randn(1, 64, 1, 3, generator=generator)
+    noise = correlate(
+        torch.randn(1, 20_000, 1, 3, generator=generator), elites, min_ratio=1e-3
+    ).flatten(0, 2)
+    expected = torch.corrcoef(elites.flatten(0, 2).T)
+    torch.testing.assert_close(torch.cov(noise.T), expected, atol=0.05, rtol=0)
+
+
+def test_full_covariance_keeps_fixed_axes_fixed_and_stays_in_the_bounds(toy):
+    target = toy.start + torch.tensor([[0.3, -0.5, 0.02, 0, 0, 0, 0.45]])
+    bounds = ActionBounds.symmetric([0.075, 0.0, 0.075, 0.0, 0.0, 0.0, 0.4])
+    plan = solve(cem(covariance="full", horizon=2), toy.mixed, toy, target, bounds=bounds)
+    assert (plan.actions.abs() <= bounds.high).all()
+    assert (plan.actions[..., [1, 3, 4, 5]] == 0).all()
