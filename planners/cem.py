@@ -44,6 +44,7 @@ class CEM:
         std_momentum: float | Sequence[float] = 0.0,
         covariance: str = "diagonal",
         returns: str = "mean",
+        hold: bool = False,
         gripper_dead_zone: float = 0.0,
         close_gripper: int | None = None,
         chunk_size: int | None = None,
@@ -72,6 +73,9 @@ class CEM:
                 energy has a narrow valley along the line of sight, askew to the axes, and a
                 diagonal search ends on its wall.
             returns: "mean", the last elite mean, or "best", the best plan ever imagined.
+            hold: whether staying put competes with the plan found, scored by what the camera shows
+                now instead of by imagination. At the goal, where imagination errs more than the
+                arm, this ends the search for a better place. Right for a scene at rest.
             gripper_dead_zone: a returned gripper change smaller than this becomes 0.
             close_gripper: model step from which every sample closes the gripper, by +1 whatever
                 the bounds; None leaves the gripper to the search.
@@ -113,6 +117,7 @@ class CEM:
         self.std_momentum = std_momentum
         self.covariance = covariance
         self.returns = returns
+        self.hold = hold
         self.gripper_dead_zone = gripper_dead_zone
         self.close_gripper = close_gripper
         self.chunk_size = chunk_size
@@ -225,6 +230,13 @@ class CEM:
         if self.returns == "mean" or dead.any():
             best_cost = score_plans(world, self.cost, observation, goal, actions[:, None])[:, 0]
             evaluations += 1
+        if self.hold:
+            now = observation.latents[:, None, -1:].expand(-1, 1, H, -1, -1)  # (B, 1, H, N, D)
+            still = torch.zeros_like(actions).clamp(low, high)
+            still_cost = self.cost(now, still[:, None], goal)[:, 0]
+            stays = (still_cost <= best_cost) & (still == 0).all(dim=(1, 2))
+            actions = torch.where(stays[:, None, None], still, actions)
+            best_cost = torch.where(stays, still_cost, best_cost)
         elapsed_ms = 1000 * (self.clock() - start)
         return Plan(
             actions=actions,
