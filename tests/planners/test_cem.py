@@ -387,3 +387,59 @@ def test_full_covariance_keeps_fixed_axes_fixed_and_stays_in_the_bounds(toy):
     plan = solve(cem(covariance="full", horizon=2), toy.mixed, toy, target, bounds=bounds)
     assert (plan.actions.abs() <= bounds.high).all()
     assert (plan.actions[..., [1, 3, 4, 5]] == 0).all()
+
+
+# --- Holding still --------------------------------------------------------------------------------
+
+
+class BiasedWorld:
+    """Imagines every future slightly off, as a learned model does, but sees the present exactly."""
+
+    control_hz = 4.0
+
+    def __init__(self, world, bias):
+        self.world, self.bias = world, bias
+
+    def encode(self, frames):
+        return self.world.encode(frames)
+
+    def predict(self, latents, proprio, actions):
+        return self.world.predict(latents, proprio, actions) + self.bias
+
+    def rollout(self, latents, proprio, actions):
+        return self.world.rollout(latents, proprio, actions) + self.bias
+
+
+@pytest.mark.parametrize("distance, holds", [(0.0, True), (0.05, False)])
+def test_holds_where_seeing_beats_imagining_and_moves_elsewhere(toy, distance, holds):
+    world = BiasedWorld(toy.separable, bias=torch.linspace(0.0, 0.01, 32).view(4, 8))
+    target = toy.start + distance * torch.tensor([[1.0, -1.0, 1.0, 0, 0, 0, 0]])
+    biased = cem(hold=True).plan(
+        world,
+        toy.observation_of(toy.separable, toy.start),
+        toy.separable.latents_of(target),
+        bounds=toy.bounds,
+        generator=torch.Generator().manual_seed(0),
+    )
+    restless = cem(hold=False).plan(
+        world,
+        toy.observation_of(toy.separable, toy.start),
+        toy.separable.latents_of(target),
+        bounds=toy.bounds,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert bool((biased.actions == 0).all()) == holds
+    assert not (restless.actions == 0).all()
+    if holds:
+        assert biased.cost.item() == pytest.approx(0.0, abs=1e-6)
+        assert restless.cost.item() > biased.cost.item()
+    else:
+        torch.testing.assert_close(biased.actions, restless.actions)
+
+
+def test_does_not_hold_where_the_bounds_forbid_standing_still(toy):
+    bounds = ActionBounds(
+        low=torch.tensor([0.02] + [-0.01] * 6), high=torch.tensor([0.05] + [0.01] * 6)
+    )
+    plan = solve(cem(hold=True), toy.separable, toy, toy.start, bounds=bounds)
+    assert (plan.actions[..., 0] >= 0.02).all()
