@@ -19,9 +19,18 @@ def test_a_new_run_gets_a_folder_of_its_own(monkeypatch, tmp_path: Path) -> None
 def test_a_run_is_resumed_with_the_same_settings_only(tmp_path: Path) -> None:
     folder = open_run("train", str(tmp_path / "a" / "b"), "seed: 0\n")
     assert open_run("train", str(folder), "seed: 0\n") == folder
+    (folder / "state.pt").touch()
     with pytest.raises(ValueError, match="holds a run with other settings .*config.yaml"):
         open_run("train", str(folder), "seed: 1\n")
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_run_that_failed_before_it_began_does_not_block_the_corrected_command(
+    tmp_path: Path,
+) -> None:
+    folder = open_run("plan", str(tmp_path / "run"), "task: reech\n")
+    assert open_run("plan", str(folder), "task: reach\n") == folder
+    assert (folder / "config.yaml").read_text() == "task: reach\n"
 
 
 def test_the_machine_is_described_in_json(tmp_path: Path) -> None:
