@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -37,6 +38,9 @@ class UserError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 0, 2 for a wrong input, 130 when stopped."""
+    # Before torch is loaded: its threads sleep while they wait. Spinning, the default, makes every
+    # small operation wait for a core that another program holds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # else it reports that it is not C
