@@ -146,8 +146,6 @@ def test_the_fingerprint_changes_with_one_weight_and_with_one_argument(make_enco
 
 
 def test_the_shipped_model_is_small_and_loads() -> None:
-    if not checkpoint.DEFAULT_CHECKPOINT.is_dir():
-        pytest.skip("no weights are shipped in this tree yet")
     assert checkpoint.load_default().control_hz == 4.0
     size = sum(file.stat().st_size for file in checkpoint.DEFAULT_CHECKPOINT.iterdir())
     assert size <= 16 * 2**20
