@@ -270,6 +270,12 @@ def _is_part_of_store(name: str) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:  # a zombie is dead too: it only waits for its parent to ask how it ended
+            return stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

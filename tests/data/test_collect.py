@@ -101,7 +101,10 @@ def test_a_killed_collection_is_continued_to_the_same_result(reference, tmp_path
     count = len(EpisodeStore(path))
     assert 2 <= count < 400
     _collect(path)
-    assert list((path / "writing").iterdir()) == []
+    while list((path / "writing").iterdir()):  # a worker missing from `children` may end later
+        assert time.monotonic() < deadline, "the draft of a dead worker is never removed"
+        time.sleep(0.05)
+        EpisodeStore(path, mode="a")
     _assert_same(EpisodeStore(path), reference, [0, 1, 2, 3])
 
 
