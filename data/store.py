@@ -270,19 +270,17 @@ def _is_part_of_store(name: str) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:  # a zombie is dead too: it only waits for its parent to ask how it ended
-            return stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # It exists and belongs to someone else.
         return True
-    return True
+    try:  # A zombie answers too, but is dead: it only waits to be asked how it ended.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # No /proc here, or it hides the process: stay on the safe side.
+        return True
+    return state not in ("Z", "X")
 
 
 def _write_json(file: Path, content: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worldmodel.data.episode import Episode
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import EpisodeStore, _alive
 
 
 def assert_equal(a: Episode, b: Episode) -> None:
@@ -122,7 +123,7 @@ _WRITER = """
 import sys, time
 from pathlib import Path
 import worldmodel.data.store as store_module
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import EpisodeStore, _alive
 
 path, first, count, mode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 template = EpisodeStore(path).read(0)
@@ -205,3 +206,14 @@ def test_two_processes_writing_the_same_id_leave_one_episode(tmp_path, make_epis
     store = EpisodeStore(tmp_path)
     for episode_id in store.ids():
         assert_equal(store.read(episode_id), make_episode(0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="zombies are told by /proc")
+def test_a_zombie_writer_counts_as_dead_and_a_running_one_as_alive():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert _alive(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet collected
+        os.kill(process.pid, 0)  # the system still knows it
+        assert not _alive(process.pid)
+    assert not _alive(process.pid)
