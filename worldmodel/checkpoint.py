@@ -95,16 +95,28 @@ def load_default() -> JEPA:
 
 
 def load_encoder(path: str | Path) -> tuple[VideoEncoder, int]:
-    """Returns the encoder in a checkpoint folder and the image size it was trained on."""
-    config = read_config(path, kind="encoder")
+    """Returns the encoder in a checkpoint folder and the image size it was trained on.
+
+    The folder may be that of an encoder or of a whole world model; "default" is the shipped one.
+    """
+    path = DEFAULT_CHECKPOINT if str(path) == "default" else Path(path)
+    config = read_config(path)
+    if config["kind"] == "jepa":
+        world = load(path)
+        return world.encoder, world.image_size
     encoder = VideoEncoder(**config["encoder"])
     _load_weights(encoder, Path(path))
     return encoder.eval(), config["image_size"]
 
 
-def read_config(path: str | Path, *, kind: str) -> dict[str, Any]:
-    """Returns the config of a checkpoint folder after checking format, version and kind."""
-    path = Path(path)
+def read_config(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
+    """Returns the config of a checkpoint folder after checking format, version and kind.
+
+    Args:
+        path: The folder; "default" is the shipped world model.
+        kind: "encoder" or "jepa"; either if not given.
+    """
+    path = DEFAULT_CHECKPOINT if str(path) == "default" else Path(path)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -123,7 +135,7 @@ def read_config(path: str | Path, *, kind: str) -> dict[str, Any]:
             f"{path} has checkpoint version {config.get('version')}, this program reads {VERSION}; "
             "update worldmodel or export the checkpoint again"
         )
-    if config.get("kind") != kind:
+    if kind is not None and config.get("kind") != kind:
         raise ValueError(f"{path} holds a checkpoint of kind {config.get('kind')!r}, not {kind!r}")
     return config
 

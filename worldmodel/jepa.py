@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from worldmodel.encoder import VideoEncoder
+from worldmodel.images import Crop, crop_box, fit_frames
 from worldmodel.pose import ACTION_SIZE, integrate
 from worldmodel.predictor import ActionConditionedPredictor
 
@@ -61,6 +63,8 @@ class JEPA(nn.Module):
         merge: Side of the square of neighbouring tokens joined into one latent token, channel-wise.
         standardise: Whether latents are standardised by `latent_mean` and `latent_std`.
         control_hz: Model steps per second of the training data; None when it is not known.
+        crop: How a picture of another size becomes the model's, see `worldmodel.images`; the same
+            for training, live and goal pictures.
         action_limit: Largest change per axis (7,) in the training data, in physical units; how far
             one imagined step may go. None when it is not known.
     """
@@ -78,8 +82,10 @@ class JEPA(nn.Module):
         standardise: bool = False,
         control_hz: float | None = None,
         action_limit: Sequence[float] | None = None,
+        crop: Crop = "none",
     ):
         super().__init__()
+        crop_box(1, 1, crop)  # refuses an unknown crop
         side = image_size // encoder.patch_size
         if image_size % encoder.patch_size or side % merge:
             raise ValueError(
@@ -99,6 +105,7 @@ class JEPA(nn.Module):
         self.merge = merge
         self.standardise = standardise
         self.control_hz = control_hz
+        self.crop: Crop = crop
         self.action_limit = tuple(float(x) for x in action_limit) if action_limit else None
         self.register_buffer("latent_mean", torch.zeros(latent_shape if standardise else ()))
         self.register_buffer("latent_std", torch.ones(latent_shape if standardise else ()))
@@ -112,18 +119,25 @@ class JEPA(nn.Module):
         """Returns the latents of each frame by itself: the frame, doubled, is the encoder's clip.
 
         Args:
-            frames: RGB as uint8 (B, T, height, width, 3), or as float (B, T, 3, height, width)
-                already normalised.
+            frames: RGB as uint8 (B, T, height, width, 3), cut and resized by `crop` if they have
+                another size; or as float (B, T, 3, height, width) already normalised.
 
         Raises:
             ValueError: The frames have another shape or size than the model takes.
             TypeError: The frames are neither uint8 nor floating point.
         """
+        if frames.dtype == torch.uint8 and frames.ndim == 5 and self.crop != "none":
+            frames = self._fit(frames)
         self._check_frames(frames)
         latents = encode_frames(self.encoder, frames.to(self.device).flatten(0, 1), self.merge)
         if self.standardise:
             latents = (latents - self.latent_mean) / self.latent_std
         return latents.unflatten(0, tuple(frames.shape[:2]))
+
+    def _fit(self, frames: Tensor) -> Tensor:
+        pixels = frames.flatten(0, 1).cpu().numpy()
+        fitted = np.ascontiguousarray(fit_frames(pixels, self.image_size, self.crop))
+        return torch.from_numpy(fitted).unflatten(0, tuple(frames.shape[:2]))
 
     def _check_frames(self, frames: Tensor) -> None:
         size = self.image_size

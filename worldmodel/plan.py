@@ -9,6 +9,7 @@ import numpy as np
 from worldmodel import envs
 from worldmodel.envs.cameras import Backend
 from worldmodel.evaluate import PlannerSettings, make_controller, run_planner
+from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA
 from worldmodel.report import write_filmstrip, write_video
 from worldmodel.results import EpisodeResult
@@ -49,7 +50,7 @@ def plan(
     """
     where = select_device(device)
     world = world.to(where)
-    goal_image = None if goal is None else read_goal(goal, size=world.image_size)
+    goal_image = None if goal is None else read_goal(goal, world=world)
     env = envs.make(
         task,
         image_size=world.image_size,
@@ -87,16 +88,18 @@ def plan(
     return episode
 
 
-def read_goal(path: Path, *, size: int) -> np.ndarray:
-    """Returns an image file as uint8 RGB (size, size, 3)."""
+def read_goal(path: Path, *, world: JEPA) -> np.ndarray:
+    """Returns an image file as uint8 RGB (size, size, 3), cut and resized as the model does."""
     if not path.is_file():
         raise FileNotFoundError(f"no goal image at {path}")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{path} is not an image that can be read")
-    if image.shape != (size, size, 3):
+    size = world.image_size
+    if world.crop == "none" and image.shape != (size, size, 3):
         raise ValueError(
             f"the goal image {path} is {image.shape[1]}x{image.shape[0]} pixels, the model takes "
             f"{size}x{size}; resize it, and take it with the camera the model was trained on"
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return fit_frames(rgb[None], size, world.crop)[0]

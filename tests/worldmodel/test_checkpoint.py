@@ -149,3 +149,18 @@ def test_the_shipped_model_is_small_and_loads() -> None:
     assert checkpoint.load_default().control_hz == 4.0
     size = sum(file.stat().st_size for file in checkpoint.DEFAULT_CHECKPOINT.iterdir())
     assert size <= 16 * 2**20
+
+
+def test_the_encoder_of_a_world_model_can_be_taken_out(tmp_path, make_world) -> None:
+    world = make_world()
+    checkpoint.save(world, tmp_path, provenance={})
+    encoder, image_size = checkpoint.load_encoder(tmp_path)
+    assert image_size == world.image_size
+    assert checkpoint.fingerprint(encoder) == checkpoint.fingerprint(world.encoder)
+
+
+def test_default_names_the_shipped_encoder() -> None:
+    encoder, image_size = checkpoint.load_encoder("default")
+    shipped = checkpoint.load_default()
+    assert image_size == shipped.image_size
+    assert checkpoint.fingerprint(encoder) == checkpoint.fingerprint(shipped.encoder)

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA, encode_frames, normalise_rgb
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.pose import integrate
@@ -229,3 +231,14 @@ def test_an_image_that_patches_do_not_tile_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"image_size={image_size} must be a multiple of patch"):
         JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=image_size, merge=merge)
+
+
+def test_pictures_of_another_size_are_cut_and_resized_as_in_training(make_encoder, make_predictor):
+    world = JEPA(
+        encoder=make_encoder(), predictor=make_predictor(), image_size=32, crop="square"
+    ).eval()
+    wide = torch.randint(0, 256, (2, 1, 60, 100, 3), dtype=torch.uint8)
+    fitted = np.stack([fit_frames(frames, 32, "square") for frames in wide.numpy()])
+    with torch.no_grad():
+        latents, expected = world.encode(wide), world.encode(torch.from_numpy(fitted))
+    torch.testing.assert_close(latents, expected, atol=0, rtol=0)
