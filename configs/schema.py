@@ -42,33 +42,86 @@ class CollectConfig:
 
 
 @dataclass
-class InspectConfig:
-    """Says what is in an episode store, and draws it."""
+class DataConfig:
+    """Recordings to read, of any format."""
 
     data: str = "datasets/reach"
-    run: str | None = None  # folder for the pictures; null is a new one under runs/
+    format: str | None = None  # null finds it from what lies there; docs/data.md lists them
+    mapping: str | None = None  # YAML that says which column means what; null: as the format says
+    hz: float | None = None  # control rate [Hz], over what format or mapping declare
 
 
 @dataclass
-class EncodeConfig:
-    """Caches the latents of an episode store."""
+class InspectConfig(DataConfig):
+    """Says what recordings hold, draws them, and checks them."""
 
-    data: str = "datasets/reach"
-    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`
+    check: bool = False  # read every frame and list what is wrong
+    run: str | None = None  # folder for pictures and page; null is a new one under runs/
+
+
+@dataclass
+class ConvertConfig(DataConfig):
+    """Writes recordings of any format as another format."""
+
+    data: str = MISSING
+    out: str = MISSING  # a conversion that was stopped goes on where it was
+    to: str = "zarr_store"  # zarr_store, lerobot or rlds
+    image_size: list[int] | None = None  # height, width; null keeps them as they are
+    cameras: list[str] | None = None  # null is all
+
+
+@dataclass
+class TranscodeConfig:
+    """Re-encodes every video of a folder as H.264 and copies the rest."""
+
+    data: str = MISSING
+    out: str = MISSING
+    height: int | None = None  # null keeps the size
+    width: int | None = None
+    hz: float | None = None  # true rate of the frames, for the header; null keeps what it says
+    gop: int = 15  # frames from one keyframe to the next: what a random window must decode
+    crf: int = 18  # quality; lower is better and larger
+    workers: int = 1
+
+
+@dataclass
+class LatentConfig(DataConfig):
+    """Recordings, and what of them a frozen encoder is shown."""
+
+    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`; default: shipped
     cache: str = "datasets/latents"
     camera: str = "exterior"
+    model_hz: float | None = None  # rows a second; null takes every row of the recordings
+    crop: str = "none"  # frames of another size than the encoder's: none refuses, square, squash
     merge: int = 2  # side of the square of tokens joined into one latent token
+    pool: int = 1  # side of the square of merged tokens averaged into one
+    latent_dtype: str = "float16"  # float16, or int8 with a scale per token: half the size
+    workers: int = 1  # processes that encode
+    max_quarantined: float = 0.1  # share of unfit episodes above which nothing is trained
+    confirm_above_gib: float = 50.0  # size of the latents above which it asks for confirmed=true
+    confirmed: bool = False
     device: str = "auto"  # auto, cpu or cuda
 
 
 @dataclass
-class PretrainConfig:
+class EncodeConfig(LatentConfig):
+    """Caches the latents of recordings."""
+
+    rank: int | None = None  # number of this process among `world`; null asks torchrun or Slurm
+    world: int | None = None
+    verify: int = 0  # encode so many episodes again and compare, instead of encoding
+
+
+@dataclass
+class PretrainConfig(DataConfig):
     """Trains an encoder by masked latent prediction."""
 
     encoder: Any = MISSING  # group: architecture
-    data: str = "datasets/reach"
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
     camera: str = "exterior"
+    model_hz: float | None = None  # rows a second; null takes every row of the recordings
+    image_size: int | None = None  # pixels; null is the size of the recordings
+    crop: str = "none"  # frames of another size: none refuses, square, squash
     clip_frames: int = 1  # 1: single frames, doubled, as planning sees them
     levels: list[int] = field(default_factory=list)  # encoder blocks that are context and target
     predictor_dim: int = 96
@@ -88,16 +141,11 @@ class PretrainConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(LatentConfig):
     """Trains an action-conditioned predictor on the latents of a frozen encoder."""
 
     predictor: Any = MISSING  # group: architecture
-    data: str = "datasets/reach"
-    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`
-    cache: str = "datasets/latents"
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
-    camera: str = "exterior"
-    merge: int = 2
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
@@ -106,7 +154,6 @@ class TrainConfig:
     weight_decay: float = 0.01
     validation_fraction: float = 0.05
     seed: int = 0
-    device: str = "auto"
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     validate_every: int = 100
@@ -149,6 +196,8 @@ STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
     "inspect": InspectConfig,
+    "convert": ConvertConfig,
+    "transcode": TranscodeConfig,
     "encode": EncodeConfig,
     "pretrain": PretrainConfig,
     "train": TrainConfig,

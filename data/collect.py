@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from worldmodel.data.episode import Episode, EpisodeMetadata
 from worldmodel.data.store import EpisodeStore
-from worldmodel.pose import action_between
 
 if TYPE_CHECKING:
     from worldmodel.envs.franka_env import FrankaEnv
@@ -262,7 +261,6 @@ def _record(job: _Job) -> Episode:
     return Episode(
         frames={camera: np.stack(frames[camera]) for camera in job.cameras},
         proprio=measured,
-        actions=action_between(measured[:-1], measured[1:]),
         timestamps=np.array(timestamps, np.float64),
         metadata=EpisodeMetadata(
             source="simulation",

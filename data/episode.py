@@ -2,26 +2,33 @@
 
 `proprio`, `action` and their units are defined in `worldmodel.pose`. T actions sit between T + 1
 observations: `actions[t]` is the change from observation t to observation t + 1 as *measured*, not
-as commanded, so it means the same for every controller.
+as commanded, so it means the same for every controller. After the last observation nothing was
+done that anybody saw the result of, so there is no last action, whatever a log has in that row.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from worldmodel.data.frames import Frames
 from worldmodel.pose import GRIPPER, PROPRIO_SIZE, ROTATION, action_between
 
 CAMERA_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
-# Room for float32 arithmetic on the pose, far below what a robot or a camera can resolve.
-POSITION_TOLERANCE = 1e-4  # m, and gripper units
-ROTATION_TOLERANCE = 1e-3  # rad
+JsonValue = str | int | float | bool | None | list[str]
 
-JsonValue = str | int | float | list[str]
+ADDED_IN_VERSION_2: dict[str, JsonValue] = {
+    "name": "",
+    "success": None,
+    "robot": "franka",
+    "clock": "measured",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class EpisodeMetadata:
         renderer: Image backend, "gl" or "ray"; "" for real cameras.
         mujoco_version: Simulator version; "" for a real robot.
         cameras: Camera names, in the order of `Episode.frames`.
+        name: What the recording calls itself, such as a path or a uuid; "" where it has none.
+        success: Whether the task was done, where somebody said so.
+        robot: Which arm, such as "franka".
+        clock: "measured" if `timestamps` were logged, "declared" if they are counted from a rate.
     """
 
     source: str
@@ -47,6 +58,10 @@ class EpisodeMetadata:
     renderer: str
     mujoco_version: str
     cameras: tuple[str, ...]
+    name: str = ""
+    success: bool | None = None
+    robot: str = "franka"
+    clock: Literal["measured", "declared"] = "measured"
 
     def to_json(self) -> dict[str, JsonValue]:
         """Returns a dictionary of JSON values that `from_json` reads back to an equal object."""
@@ -59,17 +74,23 @@ class EpisodeMetadata:
             "renderer": self.renderer,
             "mujoco_version": self.mujoco_version,
             "cameras": list(self.cameras),
+            "name": self.name,
+            "success": self.success,
+            "robot": self.robot,
+            "clock": self.clock,
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> "EpisodeMetadata":
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote; a record of schema version 1 lacks the last four fields.
 
         Raises:
             KeyError: A field is unknown or missing.
             TypeError: A field has the wrong type.
         """
-        known = [field.name for field in fields(cls)]
+        known = [entry.name for entry in fields(cls)]
+        if not any(name in record for name in ADDED_IN_VERSION_2):
+            record = {**record, **ADDED_IN_VERSION_2}
         for key in record:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
@@ -78,6 +99,13 @@ class EpisodeMetadata:
         missing = [name for name in known if name not in record]
         if missing:
             raise KeyError(f"episode metadata lacks {missing}")
+        success, clock = record["success"], record["clock"]
+        if success is not None and not isinstance(success, bool):
+            raise TypeError(
+                f"metadata field 'success' must be true, false or null, got {success!r}"
+            )
+        if clock not in ("measured", "declared"):
+            raise TypeError(f"metadata field 'clock' must be measured or declared, got {clock!r}")
         cameras = record["cameras"]
         if not isinstance(cameras, list) or not all(isinstance(name, str) for name in cameras):
             raise TypeError(f"metadata field 'cameras' must be a list of names, got {cameras!r}")
@@ -90,6 +118,10 @@ class EpisodeMetadata:
             renderer=_text(record, "renderer"),
             mujoco_version=_text(record, "mujoco_version"),
             cameras=tuple(cameras),
+            name=_text(record, "name"),
+            success=success,
+            robot=_text(record, "robot"),
+            clock=clock,
         )
 
 
@@ -98,23 +130,35 @@ class Episode:
     """One recorded run from reset to end: T actions between T + 1 observations.
 
     Attributes:
-        frames: Camera name -> uint8 RGB (T + 1, height, width, 3).
+        frames: Camera name -> uint8 RGB (T + 1, height, width, 3), read when asked for.
         proprio: float32 (T + 1, 7): x, y, z [m], roll, pitch, yaw [rad], gripper in [0, 1].
-        actions: float32 (T, 7): measured change of `proprio` over each step.
         timestamps: float64 (T + 1,): capture times [s] of a monotonic clock.
         metadata: Where the episode comes from.
+        joints: float32 (T + 1, joints): measured joint angles [rad], where logged.
+        logged_actions: Name -> float32 (T + 1, size): what was commanded at each observation, in
+            the recording's own units; the last row had no effect that was seen.
+        usable: bool (T + 1,): False where the operator had let go or the log says to leave out;
+            None where nothing says so.
     """
 
-    frames: dict[str, np.ndarray]
+    frames: Mapping[str, Frames]
     proprio: np.ndarray
-    actions: np.ndarray
     timestamps: np.ndarray
     metadata: EpisodeMetadata
+    joints: np.ndarray | None = None
+    logged_actions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    usable: np.ndarray | None = None
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        """float32 (T, 7): measured change of `proprio` over each step."""
+        proprio = self.proprio.astype(np.float64)
+        return action_between(proprio[:-1], proprio[1:]).astype(np.float32)
 
     @property
     def steps(self) -> int:
         """Number of actions, T."""
-        return len(self.actions)
+        return len(self.proprio) - 1
 
 
 def find_problems(episode: Episode) -> list[str]:
@@ -139,7 +183,6 @@ def _layout_problems(episode: Episode) -> list[str]:
     problems = []
     for label, array, dtype in (
         ("proprio", episode.proprio, np.float32),
-        ("actions", episode.actions, np.float32),
         ("timestamps", episode.timestamps, np.float64),
     ):
         if array.dtype != dtype:
@@ -153,17 +196,24 @@ def _layout_problems(episode: Episode) -> list[str]:
         return problems
 
     observations = len(episode.proprio)
-    if len(episode.actions) < 1:
-        problems.append("there are no actions; an episode has at least one step")
-    if observations != len(episode.actions) + 1:
+    if observations < 2:
         problems.append(
-            f"actions have {len(episode.actions)} steps but proprio has {observations}; "
-            "expected one more observation than actions"
+            f"there are {observations} observations; an episode has at least one step, so two"
         )
     if len(episode.timestamps) != observations:
         problems.append(
             f"timestamps have {len(episode.timestamps)} entries but proprio has {observations}"
         )
+    optional = {"joints": episode.joints, "usable": episode.usable}
+    optional |= {f"logged action '{name}'": a for name, a in episode.logged_actions.items()}
+    for name in episode.logged_actions:
+        if not CAMERA_NAME.fullmatch(name):
+            problems.append(
+                f"logged action {name!r} must be named by letters, digits, '_' and '-' only"
+            )
+    for label, array in optional.items():
+        if array is not None and len(array) != observations:
+            problems.append(f"{label} has {len(array)} rows but proprio has {observations}")
     if not episode.frames:
         problems.append("there are no cameras; expected frames of at least one")
     if episode.metadata.cameras != tuple(episode.frames):
@@ -176,9 +226,9 @@ def _layout_problems(episode: Episode) -> list[str]:
             problems.append(
                 f"camera name {camera!r} must consist of letters, digits, '_' and '-' only"
             )
-        if frames.dtype != np.uint8:
+        if isinstance(frames, np.ndarray) and frames.dtype != np.uint8:
             problems.append(f"frames of camera '{camera}' are {frames.dtype}; expected uint8 RGB")
-        if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        if len(frames.shape) != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             problems.append(
                 f"frames of camera '{camera}' have shape {frames.shape}; "
                 "expected (steps, height, width, 3)"
@@ -197,7 +247,6 @@ def _value_problems(episode: Episode) -> list[str]:
         problems.append(f"control_hz is {episode.metadata.control_hz}; expected a positive rate")
     for label, array in (
         ("proprio", episode.proprio),
-        ("actions", episode.actions),
         ("timestamps", episode.timestamps),
     ):
         bad = np.logical_not(np.isfinite(array.reshape(len(array), -1))).any(axis=1)
@@ -226,29 +275,7 @@ def _value_problems(episode: Episode) -> list[str]:
             f"timestamps do not increase from step {_first(bad)} to {_first(bad) + 1}; "
             "expected seconds of a monotonic clock"
         )
-    if not problems:
-        problems += _action_problems(episode)
     return problems
-
-
-def _action_problems(episode: Episode) -> list[str]:
-    proprio = episode.proprio.astype(np.float64)
-    error = np.abs(action_between(proprio[:-1], proprio[1:]) - episode.actions)
-    # A rotation by pi may be written with either sign.
-    error[:, ROTATION] = np.minimum(error[:, ROTATION], 2 * np.pi - error[:, ROTATION])
-    tolerance = np.full(PROPRIO_SIZE, POSITION_TOLERANCE)
-    tolerance[ROTATION] = ROTATION_TOLERANCE
-    bad = (error > tolerance).any(axis=1)
-    if not bad.any():
-        return []
-    step = _first(bad)
-    worst = int((error[step] / tolerance).argmax())
-    axis = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")[worst]
-    return [
-        f"actions differ from the measured change of proprio at step {step} "
-        f"({axis} by {error[step, worst]:.3g}; {bad.sum()} steps); "
-        "expected action_between(proprio[t], proprio[t + 1])"
-    ]
 
 
 def _first(mask: ArrayLike) -> int:

@@ -1,52 +1,75 @@
-"""A cache of what the frozen encoder sees: packed, uncompressed, memory-mapped.
-
-    <path>/
-      shard-00000.safetensors    "latents" (rows, tokens, size), "proprio" (rows, 7),
-                                 "timestamps" (rows,); a row is a frame, episodes are contiguous
-      index.json                 key, camera, and which episode lies where; written last
+"""A cache of what a frozen encoder sees: packed, uncompressed, memory-mapped.
 
 Training draws short windows at random rows, which a flat memory map serves 40 to 100 times cheaper
-than a chunked or compressed store. Proprio and timestamps come along, so training needs nothing
-else. A shard appears whole or not at all, and a build that was killed goes on after the last one.
+than a chunked or compressed store. A row is one frame with its pose and time, so training needs
+nothing else. `worldmodel.data.latent_jobs` makes caches, `worldmodel.data.latent_shards` has the
+layout of their files.
 """
 
 import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from safetensors.numpy import save_file
-from tqdm import tqdm
 
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.latent_shards import (
+    MOMENTS,
+    QuarantinedEpisode,
+    Recipe,
+    map_shard,
+    moments_of,
+    restore,
+)
+from worldmodel.data.moments import Moments
 
-FORMAT_VERSION = 1
-SHARD_BYTES = 256 * 2**20
-
-Encode = Callable[[np.ndarray], np.ndarray]
-"""uint8 frames (T, height, width, 3) -> floating latents (T, tokens, size)."""
-
-_NUMPY_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where an episode lies."""
+class Statistics:
+    """What is known of the latents of a cache as a whole.
 
-    episode: int
-    shard: int
-    row: int
+    Attributes:
+        episodes: Number of episodes.
+        rows: Number of rows.
+        standard_error: Median and largest standard error of the mean of a number, in units of its
+            standard deviation. Rows of an episode are alike, so it comes from the spread of the
+            episodes' means: it is as if there were 1 / error^2 independent rows. NaN for less than
+            two episodes.
+        pooling_loss: Share of the variance of the tokens that pooling has averaged away; 0 without.
+        rounding: Root mean square error of storing, over the root mean square of the latents.
+    """
+
+    episodes: int
     rows: int
+    standard_error: tuple[float, float]
+    pooling_loss: float
+    rounding: float
+
+    def __str__(self) -> str:
+        median, largest = self.standard_error
+        pooled = f"; pooling loses {self.pooling_loss:.1%} of the variance"
+        return (
+            f"{self.episodes} episodes, {self.rows} rows; whitening: the means are known to "
+            f"{median:.1%} of a standard deviation (median; worst {largest:.1%})"
+            f"{pooled if self.pooling_loss else ''}; storing adds an error of {self.rounding:.2%}"
+        )
 
 
 class LatentCache:
     """Latents, proprio and timestamps of many episodes, addressed by episode id.
 
+    Attributes:
+        path: Its folder.
+        key: Key of its recipe.
+        recipe: How its latents came about.
+        hz: Rate of its rows [Hz]; the declared rate where every row was kept.
+        ids: Ids of its episodes, int64, ascending.
+        quarantined: Episodes of the source that it does not have, and why.
+
     Example:
-        cache = LatentCache.build(path, store, encode, key=key, camera="exterior")
+        cache = LatentCache(path, recipe.key)
         index = WindowIndex([cache.timestamps(i) for i in cache.ids], dt=0.25, length=8)
         positions, frames = index.sample(rng, 48)
         latents = cache.gather(cache.ids[positions], frames)  # (48, 8, tokens, size)
@@ -57,111 +80,45 @@ class LatentCache:
 
         Args:
             path: Folder of the cache.
-            expected_key: Hash of encoder and preprocessing that the latents must come from.
+            expected_key: Key of the recipe that the latents must come from.
 
         Raises:
             FileNotFoundError: There is no finished cache at `path`.
-            ValueError: It was made with another key, or by a newer version.
+            ValueError: It was made by another recipe, or by another version of this program.
         """
         self.path = Path(path)
         file = self.path / "index.json"
         if not file.exists():
             raise FileNotFoundError(
-                f"no finished latent cache at {self.path}; build it, or finish it by building again"
+                f"no finished latent cache at {self.path}; run worldmodel encode, again if it was "
+                "stopped: it goes on where it was"
             )
         index = json.loads(file.read_text())
-        if index["worldmodel_latent_cache"] > FORMAT_VERSION:
+        if index["worldmodel_latent_cache"] != FORMAT_VERSION:
             raise ValueError(
                 f"{self.path} has format version {index['worldmodel_latent_cache']}, this program "
-                f"reads up to {FORMAT_VERSION}; update worldmodel to read it"
+                f"reads {FORMAT_VERSION}; encode again in another folder, or update worldmodel"
             )
-        _check_key(self.path, index["key"], expected_key)
+        if index["key"] != expected_key:
+            raise ValueError(
+                f"the latents in {self.path} were made with key '{index['key']}', but "
+                f"'{expected_key}' is wanted: the encoder or its preprocessing has changed; delete "
+                "the folder and encode again, or encode into another folder"
+            )
         self.key: str = index["key"]
-        self.camera: str = index["camera"]
-        places = sorted((_Place(**p) for p in index["episodes"]), key=lambda place: place.episode)
-        self.ids = np.array([place.episode for place in places], np.int64)  # ascending
-        self._shard = np.array([place.shard for place in places], np.int64)
-        self._row = np.array([place.row for place in places], np.int64)
-        self._rows = np.array([place.rows for place in places], np.int64)
-        num_shards = int(self._shard.max()) + 1
-        self._shards = [_map_shard(_shard_file(self.path, i)) for i in range(num_shards)]
-
-    @classmethod
-    def open(cls, path: str | Path, expected_key: str) -> "LatentCache":
-        """Opens a finished cache; see `__init__`."""
-        return cls(path, expected_key)
-
-    @classmethod
-    def build(
-        cls,
-        path: str | Path,
-        store: EpisodeStore,
-        encode: Encode,
-        *,
-        key: str,
-        camera: str,
-        dtype: Literal["float16", "float32"] = "float16",
-        shard_bytes: int = SHARD_BYTES,
-        progress: bool = True,
-    ) -> "LatentCache":
-        """Encodes every episode of a store that the cache does not have yet, and opens the cache.
-
-        Args:
-            path: Folder of the cache; continued where it exists.
-            store: Episodes to encode.
-            encode: Maps uint8 frames (T, height, width, 3) to latents (T, tokens, size).
-            key: Hash of encoder and preprocessing; another key needs another folder.
-            camera: Which camera to encode.
-            dtype: Floating type on disk.
-            shard_bytes: Size at which a shard is closed.
-            progress: Whether to show a progress bar.
-
-        Raises:
-            ValueError: The store is empty, the folder holds latents of another key, camera or
-                dtype, or an encoding has a wrong shape or does not fit into `dtype`.
-        """
-        path = Path(path)
-        ids = store.ids()
-        if not ids:
-            raise ValueError(f"{store.path} has no episodes to encode")
-        path.mkdir(parents=True, exist_ok=True)
-        places, num_shards = _read_finished_shards(path, key, camera, dtype)
-        done = {place.episode for place in places}
-
-        shard = _ShardWriter(path, num_shards, key, camera)
-        with tqdm(
-            total=len(ids),
-            initial=sum(episode in done for episode in ids),
-            desc="encode",
-            unit="episode",
-            disable=not progress,
-        ) as bar:
-            for episode in ids:
-                if episode in done:
-                    continue
-                frames = store.read_frames(episode, camera)
-                shard.add(
-                    episode,
-                    _encode_checked(encode, frames, dtype, f"episode {episode}"),
-                    store.read_proprio(episode),
-                    store.read_timestamps(episode),
-                )
-                if shard.size_bytes >= shard_bytes:
-                    places += shard.close()
-                    shard = _ShardWriter(path, shard.number + 1, key, camera)
-                bar.update()
-        if shard.size_bytes:
-            places += shard.close()
-        _write_json(
-            path / "index.json",
-            {
-                "worldmodel_latent_cache": FORMAT_VERSION,
-                "key": key,
-                "camera": camera,
-                "episodes": [asdict(place) for place in places],
-            },
-        )
-        return cls(path, key)
+        self.recipe = Recipe(**index["recipe"])
+        self.hz: float = index["hz"]
+        self.quarantined = [
+            QuarantinedEpisode(q["episode"], q["stamp"], tuple(q["reasons"]))
+            for q in index["quarantined"]
+        ]
+        order = np.argsort(index["episode"])
+        self.ids = np.array(index["episode"], np.int64)[order]
+        self._shard = np.array(index["shard"], np.int64)[order]
+        self._row = np.array(index["row"], np.int64)[order]
+        self._rows = np.array(index["rows"], np.int64)[order]
+        self._made = index["shards"]
+        self._shards = [map_shard(self.path / shard["file"]) for shard in self._made]
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -172,32 +129,101 @@ class LatentCache:
         return LatentCache, (self.path, self.key)
 
     def latents(self, episode: int) -> np.ndarray:
-        """Returns latents (T + 1, tokens, size) of an episode id, memory-mapped, read-only."""
-        return self._episode(episode, "latents")
+        """Returns latents (rows, tokens, size) of an episode id.
+
+        They are memory-mapped, read-only float16; or float32, restored from int8.
+        """
+        values = self._episode(episode, "latents")
+        if self.recipe.dtype == "float16":
+            return values
+        return restore(values, self._episode(episode, "scale"))
 
     def proprio(self, episode: int) -> np.ndarray:
-        """Returns float32 proprio (T + 1, 7) of an episode id."""
+        """Returns float32 proprio (rows, 7) of an episode id."""
         return self._episode(episode, "proprio")
 
     def timestamps(self, episode: int) -> np.ndarray:
-        """Returns float64 capture times (T + 1,) [s] of an episode id."""
+        """Returns float64 capture times (rows,) [s] of an episode id."""
         return self._episode(episode, "timestamps")
 
     def gather(self, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """Returns latents (n, length, tokens, size) of episode ids (n,) at frames (n, length)."""
-        return self._gather(episodes, frames, "latents")
+        """Returns latents (n, length, tokens, size) of episode ids (n,) at frames (n, length).
+
+        Frames are counted in rows of the cache. The latents are float16; float32 if stored as int8.
+        """
+        values = self._gather(episodes, frames, "latents")
+        if self.recipe.dtype == "float16":
+            return values
+        return restore(values, self._gather(episodes, frames, "scale"))
 
     def gather_proprio(self, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Returns float32 proprio (n, length, 7) of episode ids (n,) at frames (n, length)."""
         return self._gather(episodes, frames, "proprio")
 
+    def moments(self, episodes: Iterable[int]) -> Moments:
+        """Returns mean and variance of each number of a token over the rows of some episodes.
+
+        Nothing of any other episode enters. The moments of each shard are known, so only the
+        smaller part is read: the episodes named, or those not named, whose share is taken off.
+        """
+        named = np.zeros(len(self), bool)
+        named[self._positions(np.asarray(list(episodes), np.int64))] = True
+        if 2 * self._rows[named].sum() <= self._rows.sum():
+            return self._read_moments(self.ids[named])
+        return self._known_moments("row") - self._read_moments(self.ids[~named])
+
+    @property
+    def statistics(self) -> Statistics:
+        """What is known of all latents together, from the sums in the shards."""
+        rows, episodes = self._known_moments("row"), self._known_moments("episode")
+        n = len(self)
+        # Sum over episodes of (rows of it)^2 * (its mean - mean of all)^2.
+        spread = episodes.squares + episodes.weight * np.square(episodes.mean - rows.mean)
+        varies = rows.squares > 0
+        error = np.full(1, np.nan)
+        if n > 1 and varies.any():
+            variance = spread * n / (n - 1) / rows.weight**2  # of the mean
+            error = np.sqrt(variance[varies]) / rows.std[varies]
+        loss = 0.0
+        if self.recipe.pool > 1:
+            before = float(self._known_moments("unpooled").squares.sum())
+            loss = 1 - self.recipe.pool**2 * float(rows.squares.sum()) / before if before else 0.0
+        values = sum(shard["value_squares"] for shard in self._made)
+        errors = sum(shard["error_squares"] for shard in self._made)
+        return Statistics(
+            episodes=n,
+            rows=int(self._rows.sum()),
+            standard_error=(float(np.median(error)), float(error.max())),
+            pooling_loss=loss,
+            rounding=float(np.sqrt(errors / values)) if values else 0.0,
+        )
+
+    def _known_moments(self, which: str) -> Moments:
+        assert which in MOMENTS
+        total = Moments()
+        for shard, made in zip(self._shards, self._made, strict=True):
+            total = total + moments_of(shard, made["weights"], which)
+        return total
+
+    def _read_moments(self, ids: np.ndarray) -> Moments:
+        total = Moments()
+        for i in ids:
+            total = total + Moments.of(self.latents(i))
+        return total
+
     def _positions(self, episodes: np.ndarray) -> np.ndarray:
         positions = np.searchsorted(self.ids, episodes)
         found = self.ids[np.minimum(positions, len(self.ids) - 1)] == episodes
         if not found.all():
+            missing = int(episodes[~found][0])
+            why = [" and ".join(q.reasons) for q in self.quarantined if q.episode == missing]
             raise KeyError(
-                f"no latents of episode {episodes[~found][0]} in {self.path}; it has "
-                f"{len(self)} episodes, ids {self.ids[0]} to {self.ids[-1]}"
+                f"no latents of episode {missing} in {self.path}; "
+                + (
+                    f"it was quarantined: {why[0]}"
+                    if why
+                    else f"it has {len(self)} episodes, ids {self.ids[0]} to {self.ids[-1]}"
+                )
             )
         return positions
 
@@ -218,130 +244,11 @@ class LatentCache:
             raise IndexError(
                 f"frame {frames[n, k]} of episode {episodes[n]}, which has {self._rows[i[n]]}"
             )
-        rows = self._row[i][:, None] + frames  # (n, length)
+        rows, shards = self._row[i][:, None] + frames, self._shard[i]
         first = self._shards[0][name]
         result = np.empty((*frames.shape, *first.shape[1:]), first.dtype)
-        for shard in np.unique(self._shard[i]):
-            here = self._shard[i] == shard
-            result[here] = self._shards[shard][name][rows[here]]
+        # Straight into the result, one copy in all. "clip" because rows are checked already and
+        # "raise" would go through a buffer.
+        for n in range(len(rows)):
+            self._shards[shards[n]][name].take(rows[n], axis=0, out=result[n], mode="clip")
         return result
-
-
-class _ShardWriter:
-    """Collects whole episodes in memory and writes them as one shard."""
-
-    def __init__(self, path: Path, number: int, key: str, camera: str) -> None:
-        self.number = number
-        self.size_bytes = 0
-        self._file = _shard_file(path, number)
-        self._key, self._camera = key, camera
-        self._places: list[_Place] = []
-        self._rows = 0
-        self._parts: dict[str, list[np.ndarray]] = {"latents": [], "proprio": [], "timestamps": []}
-
-    def add(
-        self, episode: int, latents: np.ndarray, proprio: np.ndarray, timestamps: np.ndarray
-    ) -> None:
-        self._places.append(_Place(episode, self.number, self._rows, len(latents)))
-        self._rows += len(latents)
-        for name, part in (("latents", latents), ("proprio", proprio), ("timestamps", timestamps)):
-            self._parts[name].append(part)
-            self.size_bytes += part.nbytes
-
-    def close(self) -> list[_Place]:
-        shapes = {part.shape[1:] for part in self._parts["latents"]}
-        if len(shapes) > 1:
-            raise ValueError(f"episodes have latents of different shapes: {sorted(shapes)}")
-        header = {
-            "key": self._key,
-            "camera": self._camera,
-            "episodes": json.dumps([asdict(place) for place in self._places]),
-        }
-        draft = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        save_file({k: np.concatenate(v) for k, v in self._parts.items()}, draft, metadata=header)
-        _commit(draft, self._file)
-        return self._places
-
-
-def _encode_checked(encode: Encode, frames: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    latents = np.asarray(encode(frames))
-    if latents.ndim != 3 or len(latents) != len(frames) or latents.dtype.kind != "f":
-        raise ValueError(
-            f"{name}: encode gave {latents.dtype} {latents.shape} for {len(frames)} frames; "
-            f"expected floats ({len(frames)}, tokens, size)"
-        )
-    limit = np.finfo(dtype).max
-    if not (np.abs(latents) <= limit).all():  # also false for NaN
-        raise ValueError(f"{name}: latents are not finite, or beyond {dtype} (largest {limit:.4g})")
-    return latents.astype(dtype)
-
-
-def _read_finished_shards(
-    path: Path, key: str, camera: str, dtype: str
-) -> tuple[list[_Place], int]:
-    """Returns the episodes in the shards 0, 1, ... that a build has finished, and their number."""
-    places: list[_Place] = []
-    number = 0
-    while (file := _shard_file(path, number)).exists():
-        header, _ = _read_header(file)
-        metadata = header["__metadata__"]
-        _check_key(path, metadata["key"], key)
-        if metadata["camera"] != camera:
-            raise ValueError(
-                f"{path} holds latents of camera '{metadata['camera']}', not '{camera}'; "
-                "give every camera its own folder"
-            )
-        stored = np.dtype(_NUMPY_DTYPES[header["latents"]["dtype"]])
-        if stored != dtype:
-            raise ValueError(f"{path} holds {stored} latents, not {dtype}; use another folder")
-        places += [_Place(**place) for place in json.loads(metadata["episodes"])]
-        number += 1
-    return places, number
-
-
-def _check_key(path: Path, found: str, expected: str) -> None:
-    if found != expected:
-        raise ValueError(
-            f"the latents in {path} were made with key '{found}', but '{expected}' is wanted: the "
-            "encoder or its preprocessing has changed; delete the folder and build it again, or "
-            "build in another folder"
-        )
-
-
-def _shard_file(path: Path, number: int) -> Path:
-    return path / f"shard-{number:05d}.safetensors"
-
-
-def _map_shard(file: Path) -> dict[str, np.ndarray]:
-    header, begin = _read_header(file)
-    return {
-        name: np.memmap(
-            file,
-            dtype=_NUMPY_DTYPES[entry["dtype"]],
-            mode="r",
-            offset=begin + entry["data_offsets"][0],
-            shape=tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
-def _read_header(file: Path) -> tuple[dict, int]:
-    """Returns the header of a safetensors file, and where its data begin [bytes]."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return json.loads(stream.read(length)), 8 + length
-
-
-def _write_json(file: Path, content: dict[str, object]) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content))
-    _commit(draft, file)
-
-
-def _commit(draft: Path, file: Path) -> None:
-    """Flushes a draft to disk and moves it into place in one step."""
-    with draft.open("rb") as stream:
-        os.fsync(stream.fileno())
-    draft.replace(file)

@@ -4,12 +4,17 @@
       store.json                     schema version
       episodes/                      a zarr group
         00000017/                    one group per episode, metadata in its attributes
-          frames/exterior            uint8 (T + 1, height, width, 3), lossless zstd
+          frames/exterior            uint8 (T + 1, height, width, 3), lossless
           proprio  actions  timestamps
+          joints  usable             where known
+          logged_actions/<name>      where known
       writing/                       episodes that are being written now
 
 An episode is written under `writing/` and flushed to disk; one atomic rename makes it appear under
 `episodes/`. A process that dies while writing loses that episode and nothing else.
+
+Frames that zstd makes much smaller, as it does simulated ones, are compressed. Pixels of a real
+camera hardly shrink, so they lie raw, and a window of frames is a copy from the page cache.
 """
 
 import json
@@ -18,21 +23,31 @@ import re
 import shutil
 import socket
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
 from worldmodel.data.episode import Episode, EpisodeMetadata, validate
+from worldmodel.data.frames import Frames
+from worldmodel.data.stored_arrays import (
+    OtherArray,
+    StoredArray,
+    StoredFrames,
+    create_array,
+    open_array,
+    zstd_ratio,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no joints, usable and logged_actions
 
-# Frames of 128 px simulated scenes shrink 25 times at level 5; higher levels gain little.
-FRAME_CODEC = ZstdCodec(level=5)
-CHUNK_BYTES = 1 << 20
+WORTHWHILE_RATIO = 2.0  # frames that zstd shrinks less are stored raw
+# A frame costs the decompression of its whole chunk, but of a raw chunk only itself.
+ZSTD_CHUNK_BYTES = 1 << 19
+RAW_CHUNK_BYTES = 8 << 20
 
 _EPISODE_NAME = re.compile(r"\d{8}")
 _WRITER_NAME = re.compile(r"(?P<pid>\d+)@(?P<host>.+)@\d{8}-[0-9a-f]{32}")
@@ -79,7 +94,7 @@ class EpisodeStore:
         self._writing = self.path / "writing"
         if mode == "a" and not (self.path / "store.json").exists():
             self._create()
-        self._check_schema()
+        self._version = self._read_version()
         if mode == "a":
             self._remove_dead_writers()
 
@@ -100,19 +115,32 @@ class EpisodeStore:
         )
 
     def read(self, episode_id: int) -> Episode:
-        """Returns a whole episode. Raises KeyError where there is none."""
+        """Returns an episode, its frames unread. Raises KeyError where there is none."""
         metadata = self.read_metadata(episode_id)
+        folder = self._folder(episode_id)
+        logged = folder / "logged_actions"
+        names = []
+        if logged.is_dir():
+            names = sorted(entry.name for entry in logged.iterdir() if entry.is_dir())
         return Episode(
-            frames={name: self.read_frames(episode_id, name) for name in metadata.cameras},
+            frames={name: self.frames(episode_id, name) for name in metadata.cameras},
             proprio=self.read_proprio(episode_id),
-            actions=self.read_actions(episode_id),
             timestamps=self.read_timestamps(episode_id),
             metadata=metadata,
+            joints=self._read(episode_id, "joints") if (folder / "joints").is_dir() else None,
+            logged_actions={
+                name: self._read(episode_id, f"logged_actions/{name}") for name in names
+            },
+            usable=self._read(episode_id, "usable") if (folder / "usable").is_dir() else None,
         )
+
+    def frames(self, episode_id: int, camera: str) -> Frames:
+        """Returns the frames (T + 1, height, width, 3) of one camera, read when asked for."""
+        return StoredFrames(self._open(episode_id, f"frames/{camera}"))
 
     def read_frames(self, episode_id: int, camera: str) -> np.ndarray:
         """Returns uint8 RGB frames (T + 1, height, width, 3) of one camera."""
-        return self._read(episode_id, f"frames/{camera}")
+        return self.frames(episode_id, camera)[:]
 
     def frame_shape(self, episode_id: int, camera: str) -> tuple[int, ...]:
         """Returns (T + 1, height, width, 3) of one camera's frames without reading them."""
@@ -140,6 +168,8 @@ class EpisodeStore:
     def write(self, episode_id: int, episode: Episode) -> None:
         """Validates an episode and commits it under an id not used before.
 
+        A store of an older schema version becomes one of this version, which reads both.
+
         Raises:
             ValueError: The episode is invalid, or the id out of range.
             FileExistsError: The id is taken; another process may have been faster.
@@ -159,6 +189,8 @@ class EpisodeStore:
         try:
             _write_group(draft, episode)
             _flush_tree(draft)
+            if self._version < SCHEMA_VERSION:  # Older programs cannot read what comes now.
+                self._write_version()
             try:
                 draft.rename(final)  # The commit. Fails where another writer committed this id.
             except OSError as error:
@@ -191,16 +223,17 @@ class EpisodeStore:
         have = f"{len(ids)} episodes, ids {ids[0]} to {ids[-1]}" if ids else "no episodes"
         raise KeyError(f"no episode {episode_id} in {self.path}; it has {have}")
 
-    def _open(self, episode_id: int, name: str) -> zarr.Array:
+    def _open(self, episode_id: int, name: str) -> StoredArray | OtherArray:
         self._check_exists(episode_id)
         array = self._folder(episode_id) / name
         if not array.is_dir():
             known = sorted(entry.name for entry in array.parent.iterdir() if entry.is_dir())
             raise KeyError(f"episode {episode_id} has no '{name}'; there are {known}")
-        return zarr.open_array(array, mode="r", zarr_format=3)
+        return open_array(array)
 
     def _read(self, episode_id: int, name: str) -> np.ndarray:
-        return np.asarray(self._open(episode_id, name)[...])
+        array = self._open(episode_id, name)
+        return array.take(np.arange(array.shape[0]))
 
     def _create(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -217,9 +250,13 @@ class EpisodeStore:
         self._writing.mkdir(exist_ok=True)
         group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
         _write_json(self._episodes / "zarr.json", group)
-        _write_json(self.path / "store.json", {"worldmodel_episode_store": SCHEMA_VERSION})
+        self._write_version()
 
-    def _check_schema(self) -> None:
+    def _write_version(self) -> None:
+        _write_json(self.path / "store.json", {"worldmodel_episode_store": SCHEMA_VERSION})
+        self._version = SCHEMA_VERSION
+
+    def _read_version(self) -> int:
         if not self.path.exists():
             raise FileNotFoundError(f"no episode store at {self.path}; collect one first")
         file = self.path / "store.json"
@@ -234,6 +271,7 @@ class EpisodeStore:
                 f"{self.path} has schema version {version}, this program reads up to "
                 f"{SCHEMA_VERSION}; update worldmodel to read it"
             )
+        return version
 
     def _remove_dead_writers(self) -> None:
         self._writing.mkdir(exist_ok=True)
@@ -249,20 +287,38 @@ def _write_group(folder: Path, episode: Episode) -> None:
         folder, mode="w-", zarr_format=3, attributes={**episode.metadata.to_json()}
     )
     for camera, frames in episode.frames.items():
-        # Few, equal chunks: consecutive frames share most pixels, and every file costs a flush.
-        num_chunks = max(1, round(frames.nbytes / CHUNK_BYTES))
-        group.create_array(
-            f"frames/{camera}",
-            data=frames,
-            chunks=(-(-len(frames) // num_chunks), *frames.shape[1:]),
-            compressors=FRAME_CODEC,
-        )
-    for name, array in (
-        ("proprio", episode.proprio),
-        ("actions", episode.actions),
-        ("timestamps", episode.timestamps),
-    ):
-        group.create_array(name, data=array, chunks=array.shape, compressors=None)
+        _write_frames(group, f"frames/{camera}", frames)
+    arrays = {
+        "proprio": episode.proprio,
+        "actions": episode.actions,
+        "timestamps": episode.timestamps,
+        "joints": episode.joints,
+        "usable": episode.usable,
+    }
+    arrays |= {f"logged_actions/{name}": array for name, array in episode.logged_actions.items()}
+    for name, array in arrays.items():
+        if array is not None:
+            stored = create_array(
+                group, name, array.shape, array.dtype, rows=len(array), zstd=False
+            )
+            stored[...] = array
+
+
+def _write_frames(group: zarr.Group, name: str, frames: Frames) -> None:
+    rows = _rows_per_chunk(frames, ZSTD_CHUNK_BYTES)
+    middle = (len(frames) - rows) // 2
+    zstd = zstd_ratio(frames[middle : middle + rows]) >= WORTHWHILE_RATIO
+    if not zstd:
+        rows = _rows_per_chunk(frames, RAW_CHUNK_BYTES)
+    stored = create_array(group, name, frames.shape, np.dtype(np.uint8), rows=rows, zstd=zstd)
+    for first in range(0, len(frames), rows):
+        stored[first : first + rows] = frames[first : first + rows]
+
+
+def _rows_per_chunk(frames: Frames, chunk_bytes: int) -> int:
+    # Few, equal chunks: consecutive frames share most pixels, and every file costs a flush.
+    num_chunks = max(1, round(prod(frames.shape) / chunk_bytes))
+    return -(-len(frames) // num_chunks)
 
 
 def _is_part_of_store(name: str) -> bool:

@@ -2,38 +2,44 @@
 
 import contextlib
 import difflib
-import json
+import io
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from worldmodel import verbs
+from worldmodel.verbs import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from worldmodel.evaluate import PlannerSettings
-    from worldmodel.results import Evaluation
-    from worldmodel.training import Schedule
-
 VERBS = {
     "demo": "watch the shipped world model reach a few goal images",
     "collect": "record scripted episodes in simulation",
-    "inspect": "say what is in an episode store, and draw it",
-    "encode": "cache the latents of an episode store",
+    "inspect": "say what recordings of any format hold, draw them, and check them",
+    "convert": "write recordings of any format as another format",
+    "transcode": "re-encode videos once, so that short pieces are read fast",
+    "encode": "cache the latents of recordings",
     "pretrain": "train an encoder by masked latent prediction",
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
     "evaluate": "measure success over episodes, beside random and do-nothing policies",
 }
+_OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
 GROUPS = ("encoder", "predictor", "planner", "experiment")
-WITH_JSON = ("evaluate", "demo")
-
-
-class UserError(Exception):
-    """A mistake in what was typed; its message is all the user sees."""
+POSITIONAL = {"inspect": ("data",), "convert": ("data", "out"), "transcode": ("data", "out")}
+FLAGS = {
+    "evaluate": {"--json": "print metrics.json alone on standard output"},
+    "demo": {"--json": "print metrics.json alone on standard output"},
+    "inspect": {
+        "--check": "read every frame, list what is wrong, write check.html; status 1 on errors",
+        "--json": "check, and print one JSON object alone on standard output",
+    },
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +94,8 @@ def _dispatch(words: list[str]) -> int:
 
         print(version("worldmodel"))
         return 0
+    from omegaconf import OmegaConf
+
     verb, *overrides = words
     if verb not in VERBS:
         near = _did_you_mean(verb, VERBS)
@@ -95,310 +103,46 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
         print(_verb_help(verb))
         return 0
-    as_json = "--json" in overrides
-    if as_json and verb not in WITH_JSON:
-        raise UserError(f"--json belongs to {' and '.join(WITH_JSON)}, not to {verb}")
-    overrides = [word for word in overrides if word != "--json"]
-
-    from omegaconf import OmegaConf
-
-    config = compose(verb, overrides)
+    flags, overrides = _take_flags(verb, overrides)
+    if "--check" in flags:
+        overrides.append("check=true")
+    config = compose(verb, _name_positional(verb, overrides))
     missing = [key for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise UserError(f"{verb} needs {', '.join(f'{key}=...' for key in missing)}")
-    runners: dict[str, Callable[[DictConfig], None]] = {
-        "collect": _collect,
-        "inspect": _inspect,
-        "encode": _encode,
-        "pretrain": _pretrain,
-        "train": _train,
-        "plan": _plan,
-    }
-    if verb in runners:
-        runners[verb](config)
-    elif as_json:
+    if "--json" in flags:
         # Whatever anything below prints, standard output holds the JSON object alone.
+        output = io.StringIO()
         with contextlib.redirect_stdout(sys.stderr):
-            run, _ = _evaluate(config, verb)
-        print((run / "metrics.json").read_text(), end="")
-    else:
-        run, evaluation = _evaluate(config, verb)
-        _print_evaluation(run, evaluation, verb)
-    return 0
+            status = verbs.run(verb, config, json_to=output)
+        print(output.getvalue(), end="")
+        return status
+    return verbs.run(verb, config, json_to=None)
 
 
-def _open(verb: str, config: "DictConfig") -> Path:
-    from omegaconf import OmegaConf
-
-    from worldmodel.runs import open_run
-
-    # `run` itself is left out: a run folder may be moved, and resumed by another path.
-    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])
-    run = open_run(verb, config.run, OmegaConf.to_yaml(settings, resolve=True))
-    print(f"writing to {run}", flush=True)
-    return run
-
-
-def _set_threads(config: "DictConfig") -> None:
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+def _take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Returns the flags among the words, and the other words."""
+    flags = {word for word in words if word.startswith("--")}
+    for flag in flags:
+        if flag not in FLAGS.get(verb, {}):
+            owners = [name for name, known in FLAGS.items() if flag in known]
+            if owners:
+                raise UserError(f"{flag} belongs to {' and '.join(owners)}, not to {verb}")
+            raise UserError(f"expected setting=value, got {flag!r}; see worldmodel {verb} --help")
+    return flags, [word for word in words if word not in flags]
 
 
-def _instantiate(config: "DictConfig", **arguments: Any) -> Any:
-    """Builds what a group names; what its class refuses is a mistake of the user's."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(config, **arguments)
-    except InstantiationException as error:
-        raise UserError(str(error.__cause__ or error)) from error
-
-
-def _check_backends(*names: str) -> None:
-    """Says before anything is written that a renderer does not work here."""
-    from worldmodel.envs.cameras import choose_backend
-
-    for name in names:
-        if name == "auto":
-            continue
-        try:
-            choose_backend(name)  # type: ignore[arg-type]  (an unknown name is refused there)
-        except RuntimeError as error:
-            raise UserError(str(error)) from error
-
-
-def _schedule(config: "DictConfig") -> "Schedule":
-    from worldmodel.training import Schedule
-
-    return Schedule(**config.schedule)
-
-
-def _collect(config: "DictConfig") -> None:
-    from worldmodel.data.collect import collect
-
-    _check_backends(*config.backends)
-    print(f"writing to {config.out}", flush=True)
-    result = collect(
-        config.out,
-        episodes=config.episodes,
-        task=config.task,
-        steps=config.steps,
-        behaviours=None if config.behaviours is None else dict(config.behaviours),
-        seed=config.seed,
-        image_size=config.image_size,
-        cameras=tuple(config.cameras),
-        backends=tuple(config.backends),
-        workers=config.workers,
-    )
-    print(
-        f"{result.collected} episodes recorded, {result.found} were there already "
-        f"({result.steps_per_second:.0f} steps/s); next: worldmodel inspect data={config.out}"
-    )
-
-
-def _inspect(config: "DictConfig") -> None:
-    from worldmodel.data.inspect import contact_sheet, path_figure, summarise
-    from worldmodel.data.store import EpisodeStore
-
-    store = EpisodeStore(config.data)
-    run = _open("inspect", config)
-    summary = summarise(store)
-    print(summary)
-    contact_sheet(store, run / "contact_sheet.png")
-    path_figure(store, run / "motion.png")
-    print(f"look at {run / 'contact_sheet.png'} and {run / 'motion.png'}")
-    print(f"{summary.episodes} episodes, {len(summary.problems)} problems")
-
-
-def _encode(config: "DictConfig") -> None:
-    from worldmodel.checkpoint import load_encoder
-    from worldmodel.encode import encode
-
-    print(f"writing to {config.cache}", flush=True)
-    encoder, _ = load_encoder(config.encoder_checkpoint)
-    cache = encode(
-        encoder=encoder,
-        data=Path(config.data),
-        cache=Path(config.cache),
-        camera=config.camera,
-        merge=config.merge,
-        device=config.device,
-    )
-    print(f"latents of {len(cache)} episodes in {cache.path}")
-
-
-def _pretrain(config: "DictConfig") -> None:
-    from worldmodel.pretrain import pretrain
-
-    _set_threads(config)
-    run = _open("pretrain", config)
-    result = pretrain(
-        build_encoder=_instantiate(config.encoder, _partial_=True),
-        data=Path(config.data),
-        run=run,
-        camera=config.camera,
-        clip_frames=config.clip_frames,
-        levels=list(config.levels),
-        predictor_dim=config.predictor_dim,
-        predictor_depth=config.predictor_depth,
-        predictor_heads=config.predictor_heads,
-        context_loss_weight=config.context_loss_weight,
-        ema=(config.ema[0], config.ema[1]),
-        schedule=_schedule(config),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        device=config.device,
-        log_every=config.log_every,
-        save_every=config.save_every,
-    )
-    print(
-        f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}"
-    )
-    print(
-        f"loss {result.loss:.4f}; a linear probe places the hand within "
-        f"{result.probe_error_cm:.2f} cm on held-out episodes"
-    )
-
-
-def _train(config: "DictConfig") -> None:
-    from worldmodel.train import train
-
-    _set_threads(config)
-    run = _open("train", config)
-    result = train(
-        build_predictor=_instantiate(config.predictor),
-        data=Path(config.data),
-        encoder=Path(config.encoder_checkpoint),
-        cache=Path(config.cache),
-        run=run,
-        camera=config.camera,
-        merge=config.merge,
-        window=config.window,
-        strides=list(config.strides),
-        rollout_steps=config.rollout_steps,
-        schedule=_schedule(config),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        device=config.device,
-        log_every=config.log_every,
-        validate_every=config.validate_every,
-        dtype=config.dtype,
-        save_every=config.save_every,
-    )
-    print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
-    print(
-        f"held-out L1 {result.validation_loss:.4f} (no change {result.copy_loss:.4f}, "
-        f"wrong actions {result.shuffled_loss:.4f})"
-    )
-
-
-def _planner(config: "DictConfig") -> "PlannerSettings":
-    from worldmodel.evaluate import PlannerSettings
-
-    planner = config.planner
-    return PlannerSettings(
-        search=_instantiate(planner.search),
-        axes=tuple(planner.axes),
-        limits=None if planner.limits is None else tuple(planner.limits),
-        warm_start=planner.warm_start,
-        replan_every=planner.replan_every,
-        num_context=planner.num_context,
-        deadline_ms=planner.deadline_ms,
-    )
-
-
-def _load_world(config: "DictConfig") -> Any:
-    from worldmodel.checkpoint import load, load_default
-
-    _set_threads(config)
-    return load_default() if config.checkpoint is None else load(config.checkpoint)
-
-
-def _plan(config: "DictConfig") -> None:
-    from worldmodel.plan import plan
-
-    _check_backends(config.backend)
-    world = _load_world(config)
-    settings = _planner(config)
-    run = _open("plan", config)
-    episode = plan(
-        world=world,
-        settings=settings,
-        run=run,
-        task=config.task,
-        goal=None if config.goal is None else Path(config.goal),
-        steps=config.steps,
-        seed=config.seed,
-        camera=config.camera,
-        backend=config.backend,
-        device=config.device,
-    )
-    print(f"look at {run / 'episode.mp4'} and {run / 'filmstrip.png'}")
-    if config.goal is None:
-        print(
-            f"{'reached' if episode.success else 'not reached'}: "
-            f"{100 * episode.distances[-1]:.1f} cm from the goal"
-        )
-    else:
-        print(f"energy to the goal image {episode.energies[0]:.3f} -> {episode.energies[-1]:.3f}")
-
-
-def _evaluate(config: "DictConfig", verb: str) -> "tuple[Path, Evaluation]":
-    from omegaconf import OmegaConf
-
-    from worldmodel.evaluate import evaluate
-
-    _check_backends(config.backend)
-    world = _load_world(config)
-    settings = _planner(config)
-    run = _open(verb, config)
-    description = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(description, dict)
-    description.pop("run")
-    evaluation = evaluate(
-        world=world,
-        settings=settings,
-        run=run,
-        task=config.task,
-        episodes=config.episodes,
-        steps=config.steps,
-        seed=config.seed,
-        camera=config.camera,
-        backend=config.backend,
-        device=config.device,
-        videos=config.videos,
-        description={str(key): value for key, value in description.items()},
-    )
-    return run, evaluation
-
-
-def _print_evaluation(run: Path, evaluation: "Evaluation", verb: str) -> None:
-    numbers = json.loads((run / "metrics.json").read_text())
-    print(
-        f"\n{'policy':<12} {'reached':>9} {'rate':>6}  {'95 % interval':<15} {'final, median':>13}"
-    )
-    for result in (evaluation.planner, *evaluation.baselines):
-        low, high = result.interval
-        rates = numbers if result is evaluation.planner else numbers["baselines"][result.name]
-        print(
-            f"{result.name:<12} {result.successes:>3} of {len(result.episodes):<3}"
-            f"{result.success_rate:>6.0%}  {low:>5.0%} to {high:<5.0%} "
-            f"{rates['final_distance_cm']['p50']:>12.1f} cm"
-        )
-    times = numbers["plan_ms"]
-    print(f"planning time per step: {times['p50']:.0f} ms median, {times['p95']:.0f} ms p95")
-    print(f"report: {run / 'report.html'}")
-    if verb == "demo":
-        print("next: worldmodel evaluate task=reach episodes=50   (or: worldmodel plan seed=7)")
-    planner = evaluation.planner
-    print(f"reached {planner.successes} of {len(planner.episodes)} goal images")
+def _name_positional(verb: str, words: Sequence[str]) -> list[str]:
+    """Returns overrides only: paths that stand alone get the names of their settings."""
+    names = list(POSITIONAL.get(verb, ()))
+    overrides = []
+    for word in words:
+        if _OVERRIDE.match(word) or not names:
+            overrides.append(word)
+        else:  # Quoted, because real paths hold spaces, colons and commas.
+            escaped = word.replace("'", "\\'")
+            overrides.append(f"{names.pop(0)}='{escaped}'")
+    return overrides
 
 
 def _usage() -> str:
@@ -423,14 +167,15 @@ def _verb_help(verb: str) -> str:
 
     config = compose(verb, [])
     groups = [f"  {group}: {', '.join(_choices(group))}" for group in GROUPS if group in config]
-    json_flag = (
-        ["", "--json prints metrics.json alone on standard output"] if verb in WITH_JSON else []
-    )
+    flags = [f"  {flag:<8} {text}" for flag, text in FLAGS.get(verb, {}).items()]
+    usage = " ".join([verb, *(name.upper() for name in POSITIONAL.get(verb, ()))])
     return "\n".join(
         [
             f"worldmodel {verb}: {VERBS[verb]}",
+            "",
+            f"usage: worldmodel {usage} [setting=value ...]",
             *(["", "choices:", *groups] if groups else []),
-            *json_flag,
+            *(["", "flags:", *flags] if flags else []),
             "",
             "settings and their defaults (??? must be given):",
             "",

@@ -28,7 +28,7 @@ def normalise_rgb(
 
 
 def encode_frames(
-    encoder: VideoEncoder, frames: Tensor, merge: int = 1
+    encoder: VideoEncoder, frames: Tensor, merge: int = 1, pool: int = 1
 ) -> Float[Tensor, "batch tokens dim"]:
     """Returns layer-normed tokens of single frames, each doubled to a clip of one tubelet.
 
@@ -36,16 +36,19 @@ def encode_frames(
         encoder: The frozen encoder.
         frames: RGB uint8 (B, height, width, 3), or normalised float (B, 3, height, width).
         merge: Side of the square of neighbouring tokens joined into one, channel-wise.
+        pool: Side of the square of merged tokens averaged into one.
     """
     pixels = normalise_rgb(frames) if frames.dtype == torch.uint8 else frames
     clip = pixels[:, :, None].expand(-1, -1, encoder.tubelet_size, -1, -1)
     tokens = encoder(clip)
     latents = F.layer_norm(tokens, tokens.shape[-1:], eps=LATENT_NORM_EPS)  # (B, N, D)
-    if merge == 1:
+    if merge == 1 and pool == 1:
         return latents
     _, rows, columns = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
     latents = latents.unflatten(1, (rows // merge, merge, columns // merge, merge))
-    return latents.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+    latents = latents.permute(0, 1, 3, 2, 4, 5).flatten(3)  # (B, rows, columns, D * merge^2)
+    squares = latents.unflatten(2, (-1, pool)).unflatten(1, (-1, pool))
+    return squares.mean(dim=(2, 4)).flatten(1, 2)
 
 
 class JEPA(nn.Module):
@@ -61,6 +64,7 @@ class JEPA(nn.Module):
         predictor: Turns latents, proprio and actions into the next latents.
         image_size: Height and width in pixels of the frames.
         merge: Side of the square of neighbouring tokens joined into one latent token, channel-wise.
+        pool: Side of the square of merged tokens averaged into one.
         standardise: Whether latents are standardised by `latent_mean` and `latent_std`.
         control_hz: Model steps per second of the training data; None when it is not known.
         crop: How a picture of another size becomes the model's, see `worldmodel.images`; the same
@@ -79,6 +83,7 @@ class JEPA(nn.Module):
         predictor: ActionConditionedPredictor,
         image_size: int,
         merge: int = 1,
+        pool: int = 1,
         standardise: bool = False,
         control_hz: float | None = None,
         action_limit: Sequence[float] | None = None,
@@ -87,12 +92,12 @@ class JEPA(nn.Module):
         super().__init__()
         crop_box(1, 1, crop)  # refuses an unknown crop
         side = image_size // encoder.patch_size
-        if image_size % encoder.patch_size or side % merge:
+        if image_size % encoder.patch_size or side % (merge * pool):
             raise ValueError(
                 f"image_size={image_size} must be a multiple of patch_size={encoder.patch_size} "
-                f"times merge={merge}"
+                f"times merge={merge}" + (f" times pool={pool}" if pool > 1 else "")
             )
-        latent_shape = ((side // merge) ** 2, encoder.embed_dim * merge**2)
+        latent_shape = ((side // merge // pool) ** 2, encoder.embed_dim * merge**2)
         expected = (predictor.grid_size[0] * predictor.grid_size[1], predictor.latent_dim)
         if latent_shape != expected:
             raise ValueError(
@@ -103,6 +108,7 @@ class JEPA(nn.Module):
         self.predictor = predictor
         self.image_size = image_size
         self.merge = merge
+        self.pool = pool
         self.standardise = standardise
         self.control_hz = control_hz
         self.crop: Crop = crop
@@ -129,7 +135,8 @@ class JEPA(nn.Module):
         if frames.dtype == torch.uint8 and frames.ndim == 5 and self.crop != "none":
             frames = self._fit(frames)
         self._check_frames(frames)
-        latents = encode_frames(self.encoder, frames.to(self.device).flatten(0, 1), self.merge)
+        pixels = frames.to(self.device).flatten(0, 1)
+        latents = encode_frames(self.encoder, pixels, self.merge, self.pool)
         if self.standardise:
             latents = (latents - self.latent_mean) / self.latent_std
         return latents.unflatten(0, tuple(frames.shape[:2]))

@@ -12,9 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.sampling import rows_at_rate
+from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encoder import VideoEncoder
+from worldmodel.images import Crop, fit_frames
 from worldmodel.jepa import normalise_rgb
 from worldmodel.losses import masked_loss, target_features
 from worldmodel.mask_predictor import MaskPredictor
@@ -49,18 +51,51 @@ class PretrainResult:
     probe_error_cm: float
 
 
+@dataclass(frozen=True)
+class View:
+    """What an encoder is shown of recordings.
+
+    Attributes:
+        source: Recordings of any format.
+        camera: Camera whose frames are used.
+        model_hz: Rate of the rows [Hz]; None keeps every row.
+        image_size: Height and width that frames are brought to; None keeps square frames.
+        crop: How, see `worldmodel.images`.
+    """
+
+    source: Source
+    camera: str
+    model_hz: float | None = None
+    image_size: int | None = None
+    crop: Crop = "none"
+
+    def read(self, episode_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Returns frames (n, size, size, 3), positions (n, 3) [m] and times (n,) [s], and the rate.
+
+        Raises:
+            ValueError: The camera is missing, the rate does not fit, or frames have another size.
+        """
+        episode = self.source.read(episode_id)
+        if self.camera not in episode.frames:
+            raise ValueError(
+                f"episode {episode_id} of {self.source.path} has no camera '{self.camera}'; it has "
+                f"{', '.join(episode.frames)}"
+            )
+        rows = rows_at_rate(episode.timestamps, self.model_hz, usable=episode.usable)
+        frames = episode.frames[self.camera][rows]
+        frames = fit_frames(frames, self.image_size or frames.shape[1], self.crop)
+        hz = self.model_hz or episode.metadata.control_hz
+        return frames, episode.proprio[rows, :3], episode.timestamps[rows], hz
+
+
 class Clips:
     """The frames of one camera in memory, and clips drawn from them."""
 
-    def __init__(self, store: EpisodeStore, ids: list[int], *, camera: str, clip_frames: int):
+    def __init__(self, view: View, ids: list[int], *, clip_frames: int):
         self.clip_frames = clip_frames
-        self.frames = [
-            store.read_frames(i, camera) for i in tqdm(ids, desc="reading frames", unit="episode")
-        ]
-        self.positions = [store.read_proprio(i)[:, :3] for i in ids]
-        times = [store.read_timestamps(i) for i in ids]
-        dt = 1 / store.read_metadata(ids[0]).control_hz
-        self.windows = WindowIndex(times, dt, clip_frames)
+        read = [view.read(i) for i in tqdm(ids, desc="reading frames", unit="episode")]
+        self.frames = [frames for frames, _, _, _ in read]
+        self.windows = WindowIndex([times for _, _, times, _ in read], 1 / read[0][3], clip_frames)
 
     def sample(self, rng: np.random.Generator, n: int) -> UInt8[Tensor, "n frames height width 3"]:
         """Returns n random clips; a clip of one frame is that frame, to be doubled."""
@@ -72,7 +107,7 @@ class Clips:
 def pretrain(
     *,
     build_encoder: Callable[[], VideoEncoder],
-    data: Path,
+    source: Source,
     run: Path,
     camera: str,
     clip_frames: int,
@@ -90,15 +125,18 @@ def pretrain(
     device: str,
     log_every: int,
     save_every: int,
+    image_size: int | None = None,
+    crop: Crop = "none",
+    model_hz: float | None = None,
 ) -> PretrainResult:
-    """Trains an encoder on the frames of an episode store and writes it to `run/encoder`.
+    """Trains an encoder on the frames of recordings and writes it to `run/encoder`.
 
     A run folder that already holds a state goes on from it; the loss curve is the same as if it
     had never stopped.
 
     Args:
         build_encoder: Makes the encoder; it is called with torch seeded by `seed`.
-        data: Episode store.
+        source: Recordings of any format.
         run: Folder for state, metrics, curves and the encoder.
         camera: Camera whose frames are used.
         clip_frames: Frames of a clip; 1 doubles a single frame, as the world model does.
@@ -116,11 +154,14 @@ def pretrain(
         device: "auto", "cpu" or "cuda".
         log_every: Steps between metric lines.
         save_every: Steps between saved states.
+        image_size: Height and width that frames are brought to; None keeps square frames.
+        crop: How, see `worldmodel.images`.
+        model_hz: Model steps per second; None takes every row of the recordings at their own rate.
     """
     where = select_device(device)
-    store = EpisodeStore(data)
-    train_ids, validation_ids = split_episodes(store.ids(), validation_fraction, seed=0)
-    clips = Clips(store, train_ids, camera=camera, clip_frames=clip_frames)
+    view = View(source, camera, model_hz=model_hz, image_size=image_size, crop=crop)
+    train_ids, validation_ids = split_episodes(source.ids(), validation_fraction, seed=0)
+    clips = Clips(view, train_ids, clip_frames=clip_frames)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder()
@@ -205,7 +246,7 @@ def pretrain(
         },
         title="masked latent prediction",
     )
-    probe = probe_error_cm(target, store, train_ids, validation_ids, camera=camera, device=where)
+    probe = probe_error_cm(target, view, train_ids, validation_ids, device=where)
     tail = [line["loss_hidden"] for line in lines[-max(1, len(lines) // 10) :]]
     height = clips.frames[0].shape[1]
     checkpoint.save_encoder(
@@ -244,11 +285,10 @@ def update_ema(target: torch.nn.Module, online: torch.nn.Module, momentum: float
 @torch.inference_mode()
 def probe_error_cm(
     encoder: VideoEncoder,
-    store: EpisodeStore,
+    view: View,
     train_ids: list[int],
     validation_ids: list[int],
     *,
-    camera: str,
     device: torch.device,
     max_episodes: int = 100,
 ) -> float:
@@ -257,9 +297,10 @@ def probe_error_cm(
     def features(ids: list[int]) -> tuple[Tensor, Tensor]:
         tokens, positions = [], []
         for i in ids[:max_episodes]:
-            frames = torch.from_numpy(store.read_frames(i, camera)[::2]).to(device)
+            pictures, places, _, _ = view.read(i)
+            frames = torch.from_numpy(pictures[::2]).to(device)
             tokens.append(encoder(to_clip(frames[:, None], encoder.tubelet_size)).flatten(1).cpu())
-            positions.append(torch.from_numpy(store.read_proprio(i)[::2, :3]))
+            positions.append(torch.from_numpy(places[::2]))
         return torch.cat(tokens), torch.cat(positions)
 
     if not validation_ids:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from worldmodel import checkpoint
 from worldmodel.data.latents import LatentCache
-from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import WindowIndex, split_episodes
-from worldmodel.encode import encode
+from worldmodel.encode import LatentJob
 from worldmodel.jepa import JEPA
 from worldmodel.losses import PredictionLoss, prediction_loss
 from worldmodel.pose import action_between
@@ -34,6 +33,7 @@ from worldmodel.training import (
 )
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
 MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
 MIN_POSE_STD = 0.05  # [m, or matrix entries]; keeps an axis the data never moves from exploding
 MIN_ACTION_STD = 0.01  # [m, rad, gripper]
@@ -75,7 +75,7 @@ class Windows:
         self.cache = cache
         self.ids = np.asarray(ids, np.int64)
         times = [cache.timestamps(i) for i in self.ids]
-        self.index = WindowIndex(times, dt, frames, strides=strides)
+        self.index = WindowIndex(times, dt, frames, strides=strides, max_gap=MAX_GAP_STEPS * dt)
 
     def sample(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         """Returns raw latents (n, F, N, D) and proprio (n, F, 7) of n windows."""
@@ -88,12 +88,10 @@ class Windows:
 def train(
     *,
     build_predictor: Callable[..., ActionConditionedPredictor],
-    data: Path,
-    encoder: Path,
-    cache: Path,
+    job: LatentJob,
+    latents: LatentCache,
+    encoder_provenance: dict[str, Any],
     run: Path,
-    camera: str,
-    merge: int,
     window: int,
     strides: list[int],
     rollout_steps: int,
@@ -116,14 +114,12 @@ def train(
     Args:
         build_predictor: Makes the predictor, given `latent_dim` and `grid_size`; it is called with
             torch seeded by `seed`.
-        data: Episode store.
-        encoder: Checkpoint folder of the frozen encoder.
-        cache: Folder of latent caches.
+        job: What the latents are of.
+        latents: The finished cache of this job.
+        encoder_provenance: Where the encoder comes from, for the checkpoint.
         run: Folder for state, metrics, curves and the model.
-        camera: Camera whose frames are used.
-        merge: See `worldmodel.jepa.JEPA`.
         window: Frames of a training window.
-        strides: Distances of a window's frames in control steps. With several, one action can be
+        strides: Distances of a window's frames in model steps. With several, one action can be
             a short or a long move, and a plan may look far ahead in one step.
         rollout_steps: Steps of the rollout loss.
         schedule: Learning rate and number of steps.
@@ -140,23 +136,19 @@ def train(
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
     where = select_device(device)
-    frozen, image_size = checkpoint.load_encoder(encoder)
-    latents = encode(
-        encoder=frozen, data=data, cache=cache, camera=camera, merge=merge, device=device
-    )
-    store = EpisodeStore(data)
-    control_hz = store.read_metadata(store.ids()[0]).control_hz
-    train_ids, validation_ids = split_episodes(store.ids(), validation_fraction, seed=0)
+    frozen, image_size = job.encode.encoder, job.encode.image_size
+    merge, pool = job.encode.merge, job.recipe.pool
+    train_ids, validation_ids = split_episodes(latents.ids.tolist(), validation_fraction, seed=0)
     if not validation_ids:
         raise ValueError(
             f"validation_fraction={validation_fraction} leaves no episode of {len(train_ids)} to "
             "validate on; raise it or collect more episodes"
         )
-    dt = 1 / control_hz
+    dt = 1 / latents.hz
     windows = Windows(latents, train_ids, dt=dt, frames=window, strides=strides)
     held_out = Windows(latents, validation_ids, dt=dt, frames=window, strides=strides)
 
-    side = image_size // frozen.patch_size // merge
+    side = image_size // frozen.patch_size // merge // pool
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         predictor = build_predictor(latent_dim=frozen.embed_dim * merge**2, grid_size=(side, side))
@@ -166,8 +158,10 @@ def train(
         predictor=predictor,
         image_size=image_size,
         merge=merge,
+        pool=pool,
         standardise=True,
-        control_hz=control_hz,
+        control_hz=latents.hz,
+        crop=job.encode.crop,
         action_limit=action_between(samples[:, :-1], samples[:, 1:])
         .abs()
         .flatten(0, 1)
@@ -248,9 +242,13 @@ def train(
         run / "model",
         provenance={
             "trained_by": "worldmodel train",
-            "encoder": checkpoint.read_config(encoder, kind="encoder")["provenance"],
+            "encoder": encoder_provenance,
+            "recordings": job.source.path.name,
+            "format": job.source.format,
             "episodes": len(train_ids),
-            "camera": camera,
+            "camera": job.recipe.camera,
+            "crop": job.encode.crop,
+            "quarantined": len(latents.quarantined),
             "window": window,
             "strides": list(strides),
             "steps": schedule.steps,
@@ -271,16 +269,9 @@ def set_input_scales(
     world: JEPA, cache: LatentCache, ids: Sequence[int], proprio: Float[Tensor, "n frames 7"]
 ) -> None:
     """Sets latent statistics over the episodes `ids`, and pose and action scales from windows."""
-    count, total, total_squares = 0, 0.0, 0.0
-    for i in ids:
-        z = np.asarray(cache.latents(i), np.float64)  # (frames, N, D)
-        count += len(z)
-        total = total + z.sum(0)
-        total_squares = total_squares + np.square(z).sum(0)
-    mean = total / count
-    std = np.sqrt(np.maximum(total_squares / count - np.square(mean), 0))
-    world.latent_mean.copy_(torch.as_tensor(mean))
-    world.latent_std.copy_(torch.as_tensor(std).clamp_min(MIN_LATENT_STD))
+    moments = cache.moments(ids)
+    world.latent_mean.copy_(torch.as_tensor(moments.mean))
+    world.latent_std.copy_(torch.as_tensor(moments.std).clamp_min(MIN_LATENT_STD))
 
     predictor = world.predictor
     features = predictor.pose_vector(proprio).flatten(0, 1)

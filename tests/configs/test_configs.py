@@ -92,17 +92,29 @@ def test_every_verb_composes_and_survives_a_round_trip_through_yaml(verb: str) -
 
 # What each verb calls, and settings of other values than the defaults, so that each can be seen to
 # arrive. `run`, `threads` and the groups are used on the way.
+OPEN_SOURCE = "worldmodel.data.source.open_source"
 CALLS = {
-    "collect": "worldmodel.data.collect.collect",
-    "encode": "worldmodel.encode.encode",
-    "pretrain": "worldmodel.pretrain.pretrain",
-    "train": "worldmodel.train.train",
-    "plan": "worldmodel.plan.plan",
-    "evaluate": "worldmodel.evaluate.evaluate",
-    "demo": "worldmodel.evaluate.evaluate",
+    "collect": ["worldmodel.data.collect.collect"],
+    "convert": [OPEN_SOURCE, "worldmodel.data.convert.convert"],
+    "transcode": ["worldmodel.data.transcode.transcode"],
+    "encode": [OPEN_SOURCE, "worldmodel.encode.latent_job"],
+    "pretrain": [OPEN_SOURCE, "worldmodel.pretrain.pretrain"],
+    "train": [OPEN_SOURCE, "worldmodel.encode.latent_job", "worldmodel.train.train"],
+    "plan": ["worldmodel.plan.plan"],
+    "evaluate": ["worldmodel.evaluate.evaluate"],
+    "demo": ["worldmodel.evaluate.evaluate"],
 }
 ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
-RENAMED = {"out": "path", "encoder_checkpoint": "encoder"}
+ON_THE_WAY |= {"verify"}  # another thing to do than the rest is for
+# Settings that the code has by another name.
+RENAMED = {
+    "collect": {"out": "path"},
+    "convert": {"data": "path", "to": "format"},
+    "transcode": {"data": "source"},
+    "encode": {"data": "path", "encoder_checkpoint": "encoder", "latent_dtype": "dtype"},
+    "pretrain": {"data": "path"},
+    "train": {"data": "path", "encoder_checkpoint": "encoder"},
+}
 OTHER_VALUES: dict[str, Any] = {
     "behaviours": {"scripted": 0.25, "noisy": 0.5, "explore": 0.125},
     "cameras": ["exterior", "wrist"],
@@ -123,6 +135,15 @@ OTHER_VALUES: dict[str, Any] = {
     "workers": 3,
     "goal": "goal.png",
     "dtype": "float16",
+    "hz": 7.5,
+    "model_hz": 2.5,
+    "image_size": [48, 64],
+    "cache": "other_cache",
+    "rank": 1,
+    "world": 4,
+    "height": 48,
+    "width": 64,
+    "confirmed": True,
 }
 
 
@@ -162,28 +183,45 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) -> None:
-    module, _, function = CALLS[verb].rpartition(".")
-    real = getattr(import_module(module), function)
-    called = MagicMock(side_effect=Called)
-    monkeypatch.setattr(f"{module}.{function}", called)
+    recorders = {}
+    for place in CALLS[verb]:
+        module, _, function = place.rpartition(".")
+        real = inspect.signature(getattr(import_module(module), function))
+        recorders[place] = (real, MagicMock())
+        monkeypatch.setattr(place, recorders[place][1])
+    last = recorders[CALLS[verb][-1]][1]
+    job = last.return_value if verb == "encode" else None
+    (job.build if job else last).side_effect = Called
     monkeypatch.setattr("worldmodel.checkpoint.load", MagicMock())
     monkeypatch.setattr("worldmodel.checkpoint.load_default", MagicMock())
     monkeypatch.setattr("worldmodel.checkpoint.load_encoder", lambda path: (str(path), 128))
+    monkeypatch.setattr("worldmodel.checkpoint.read_config", MagicMock())
     config = compose(verb, [])
     settings = {
         str(name): other_value(str(name), None if OmegaConf.is_missing(config, name) else value)
         for name, value in config.items_ex(resolve=False)
         if name not in ON_THE_WAY
     }
+    if isinstance(config.get("image_size"), int) or verb == "pretrain":
+        settings["image_size"] = 96
     overrides = [word for name, value in settings.items() for word in as_override(name, value)]
     run = [f"run={tmp_path / 'run'}"] if "run" in config else []
     with pytest.raises(Called):
         cli.main([verb, *overrides, *run])
 
-    (call,) = called.call_args_list
-    arguments = inspect.signature(real).bind(*call.args, **call.kwargs).arguments
+    reached = [
+        signature.bind(*call.args, **call.kwargs).arguments
+        for signature, recorder in recorders.values()
+        for call in recorder.call_args_list
+    ]
+    makers = [recorder.return_value for place, (_, recorder) in recorders.items() if "job" in place]
+    reached += [call.kwargs for maker in makers for call in maker.build.call_args_list]
     for name, value in settings.items():
-        assert plain(arguments[RENAMED.get(name, name)]) == value, name
+        known = RENAMED.get(verb, {}).get(name, name)
+        found = [plain(arguments[known]) for arguments in reached if known in arguments]
+        if name == "latent_dtype":  # `dtype` is also the type of the stored model
+            found += [plain(a["dtype"]) for a in reached if "dtype" in a]
+        assert value in found, f"{name}: {found}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

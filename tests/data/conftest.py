@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from worldmodel.data.episode import Episode, EpisodeMetadata
-from worldmodel.pose import action_between, integrate
+from worldmodel.pose import integrate
 
 
 def _make_episode(
@@ -19,7 +19,6 @@ def _make_episode(
     return Episode(
         frames={c: rng.integers(0, 256, (steps + 1, size, size, 3), np.uint8) for c in cameras},
         proprio=measured,
-        actions=action_between(measured[:-1], measured[1:]),
         timestamps=100.0 + np.arange(steps + 1) * 0.25 + rng.uniform(0, 0.02, steps + 1),
         metadata=EpisodeMetadata(
             source="simulation",

@@ -15,7 +15,7 @@ from worldmodel import checkpoint, hub
 from worldmodel.data import Episode, EpisodeMetadata, EpisodeStore
 from worldmodel.encoder import VideoEncoder
 from worldmodel.jepa import JEPA
-from worldmodel.pose import action_between, integrate
+from worldmodel.pose import integrate
 from worldmodel.predictor import ActionConditionedPredictor, RotationInput
 from worldmodel.rope import RopeStyle
 
@@ -121,7 +121,6 @@ def _spot_episode(seed: int, *, steps: int = 12) -> Episode:
     return Episode(
         frames={"exterior": np.stack([_picture(x, y) for x, y in measured[:, :2]])},
         proprio=measured,
-        actions=action_between(measured[:-1], measured[1:]),
         timestamps=np.arange(steps + 1) * 0.25,
         metadata=EpisodeMetadata(
             source="synthetic",

@@ -57,7 +57,7 @@ def test_help_of_a_verb_lists_its_settings_and_choices(verb: str, capsys) -> Non
             assert re.search(rf"^{setting}:", out, re.MULTILINE)
         if "planner" in config:
             assert "planner: cem, random_shooting, vjepa2_cem" in out
-    assert ("--json" in out) == (verb in ("evaluate", "demo"))
+    assert ("--json" in out) == (verb in ("evaluate", "demo", "inspect"))
 
 
 def test_the_version_is_printed(capsys) -> None:
@@ -91,13 +91,18 @@ def test_an_unknown_verb_suggests_the_nearest(fails) -> None:
         ),
         (["evaluate", "episodes"], "expected setting=value, got 'episodes'; see worldmodel evalu"),
         (["evaluate", "--jsn"], "expected setting=value, got '--jsn'"),
-        (["train", "--json"], "--json belongs to evaluate and demo, not to train"),
+        (["train", "--json"], "--json belongs to evaluate and demo and inspect, not to train"),
+        (["demo", "--check"], "--check belongs to inspect, not to demo"),
+        (["inspect", "a", "b"], "expected setting=value, got 'b'"),
+        (["convert", "datasets/x"], "convert needs out=..."),
+        (["inspect", ".", "format=lerobt"], "unknown format 'lerobt'; did you mean 'lerobot'?"),
         (["train"], "train needs encoder_checkpoint=..."),
         (["encode"], "encode needs encoder_checkpoint=..."),
         (["evaluate", "checkpoint=nowhere"], "no checkpoint at nowhere: config.json and weights"),
         (["train", "encoder_checkpoint=nowhere"], "no checkpoint at nowhere: "),
-        (["pretrain", "data=nowhere"], "no episode store at nowhere; collect one first"),
-        (["inspect", "data=nowhere"], "no episode store at nowhere; collect one first"),
+        (["pretrain", "data=nowhere"], "nothing at nowhere"),
+        (["inspect", "data=nowhere"], "nothing at nowhere"),
+        (["inspect", "no where, 'at' all:x"], "nothing at no where, 'at' all:x"),
         (["evaluate", "backend=opengl"], "unknown render backend 'opengl'; choose from auto, gl,"),
         (["collect", "backends=[ray,vulkan]"], "unknown render backend 'vulkan'; choose from"),
     ],
@@ -141,7 +146,7 @@ def test_a_stopped_program_says_how_to_go_on(monkeypatch, capsys) -> None:
     def interrupt(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("worldmodel.cli._collect", interrupt)
+    monkeypatch.setattr("worldmodel.verbs._collect", interrupt)
     assert main(["collect"]) == 130
     assert "the same command goes on where it was" in capsys.readouterr().err
 
@@ -222,3 +227,37 @@ def test_a_goal_image_that_does_not_fit_is_refused(
         cv2.imwrite(str(tmp_path / "goal.png"), np.zeros((content, content, 3), np.uint8))
     message = fails("plan", f"checkpoint={world_checkpoint}", "goal=goal.png", *TINY_PLAN)
     assert message.startswith(f"worldmodel: {expected}")
+
+
+def test_an_unknown_format_lists_what_was_looked_for(tmp_path: Path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert main(["inspect", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path} is of no format known here; looked for:" in message
+    for text in ("zarr_store", "meta/info.json", "trajectory.h5", "data/demo_0"):
+        assert text in message
+
+
+def test_inspect_checks_and_prints_one_json_object(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", "out=set", "episodes=2", "steps=5", "workers=1", "backends=[ray]"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "set", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"format", "episodes", "steps", "cameras", "clock_hz", "findings"}
+    assert (report["format"], report["episodes"], report["steps"]) == ("zarr_store", 2, 10)
+    # A wrong rate is an error, and an error is a status that scripts can see.
+    assert main(["inspect", "set", "--check", "hz=60", "run=look"]) == 1
+    out = capsys.readouterr().out
+    assert "error: rate_mismatch (2)" in out and "2 episodes, 2 errors, " in out
+    assert "<html" in (tmp_path / "look" / "check.html").read_text()
+    assert (tmp_path / "look" / "contact_sheet.png").stat().st_size > 0
+
+
+def test_paths_need_no_quotes_of_hydras(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = "Fri_Jul__7_09:42:23 2023, it's"
+    words = ["episodes=1", "steps=5", "workers=1", "backends=[ray]"]
+    assert main(["collect", "out=set", *words]) == 0
+    assert main(["convert", "set", odd]) == 0
+    assert (tmp_path / odd / "store.json").is_file()

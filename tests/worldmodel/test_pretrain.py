@@ -8,8 +8,9 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.data import EpisodeStore
+from worldmodel.data.source import open_source
 from worldmodel.encoder import VideoEncoder
-from worldmodel.pretrain import Clips, PretrainResult, pretrain, to_clip, update_ema
+from worldmodel.pretrain import Clips, PretrainResult, View, pretrain, to_clip, update_ema
 from worldmodel.training import Schedule
 
 
@@ -17,7 +18,7 @@ def run_pretrain(data: Path, run: Path, *, schedule: Schedule, seed: int = 0) ->
     run.mkdir(exist_ok=True)
     return pretrain(
         build_encoder=partial(VideoEncoder, patch_size=4, embed_dim=24, depth=2, num_heads=2),
-        data=data,
+        source=open_source(data),
         run=run,
         camera="exterior",
         clip_frames=1,
@@ -91,9 +92,9 @@ def test_pretraining_learns_without_collapsing(spot_store: Path, tmp_path: Path)
 
 
 def test_clips_of_one_frame_and_of_several_come_from_the_store(spot_store: Path) -> None:
-    store = EpisodeStore(spot_store)
-    single = Clips(store, [3, 5], camera="exterior", clip_frames=1)
-    double = Clips(store, [3, 5], camera="exterior", clip_frames=2)
+    store, view = EpisodeStore(spot_store), View(open_source(spot_store), "exterior")
+    single = Clips(view, [3, 5], clip_frames=1)
+    double = Clips(view, [3, 5], clip_frames=2)
     assert single.sample(np.random.default_rng(0), 7).shape == (7, 1, 32, 32, 3)
     clips = double.sample(np.random.default_rng(0), 7).numpy()
     known = np.concatenate([store.read_frames(i, "exterior") for i in (3, 5)])

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from worldmodel import checkpoint
-from worldmodel.data import EpisodeStore, LatentCache, split_episodes
-from worldmodel.encode import encode
+from worldmodel.data import EpisodeStore, split_episodes
+from worldmodel.data.source import open_source
+from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
-from worldmodel.jepa import encode_frames
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.train import TrainResult, train
 from worldmodel.training import Schedule
@@ -39,16 +39,26 @@ def run_train(
     dtype: Literal["float32", "float16"] = "float32",
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
+    encoder, image_size = checkpoint.load_encoder(save_an_encoder(run.parent / "encoder"))
+    job = latent_job(
+        encoder=encoder,
+        image_size=image_size,
+        source=open_source(data),
+        cache=run.parent / "cache",
+        camera="exterior",
+        merge=2,
+        device="cpu",
+    )
+    latents = job.build()
+    assert latents is not None
     return train(
         build_predictor=partial(
             ActionConditionedPredictor, embed_dim=48, depth=2, num_heads=2, rope="interleaved"
         ),
-        data=data,
-        encoder=save_an_encoder(run.parent / "encoder"),
-        cache=run.parent / "cache",
+        job=job,
+        latents=latents,
+        encoder_provenance={"steps": 0},
         run=run,
-        camera="exterior",
-        merge=2,
         window=3,
         strides=list(strides),
         rollout_steps=2,
@@ -153,39 +163,3 @@ def test_no_episode_to_validate_on_is_refused(spot_store: Path, tmp_path: Path) 
     message = "validation_fraction=0.0 leaves no episode of 30 to validate on; raise it"
     with pytest.raises(ValueError, match=message):
         run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, validation_fraction=0.0)
-
-
-def encoded(spot_store: Path, folder: Path, *, merge: int = 2, seed: int = 0) -> LatentCache:
-    torch.manual_seed(seed)
-    encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
-    return encode(
-        encoder=encoder,
-        data=spot_store,
-        cache=folder,
-        camera="exterior",
-        merge=merge,
-        device="cpu",
-        batch_size=5,
-    )
-
-
-def test_the_cache_holds_what_the_encoder_sees(spot_store: Path, tmp_path: Path) -> None:
-    cache = encoded(spot_store, tmp_path)
-    torch.manual_seed(0)
-    encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
-    frames = torch.from_numpy(EpisodeStore(spot_store).read_frames(4, "exterior"))
-    with torch.inference_mode():
-        expected = encode_frames(encoder, frames, 2)
-    np.testing.assert_allclose(cache.latents(4), expected, atol=2e-3)
-
-
-def test_another_encoder_or_another_merge_gets_a_cache_of_its_own(
-    spot_store: Path, tmp_path: Path
-) -> None:
-    paths = [
-        encoded(spot_store, tmp_path).path,
-        encoded(spot_store, tmp_path, merge=1).path,
-        encoded(spot_store, tmp_path, seed=1).path,
-    ]
-    assert len(set(paths)) == 3
-    assert encoded(spot_store, tmp_path).path == paths[0]
