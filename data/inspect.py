@@ -154,8 +154,8 @@ def summarise(
         declared_hz=(min(declared), max(declared)),
         measured_hz=(min(measured), max(measured)),
         conventions=describe(source.mapping),
-        action_percentiles=np.percentile(np.concatenate(actions), PERCENTILES, axis=0),
-        workspace=np.stack([everywhere.min(axis=0), everywhere.max(axis=0)]),
+        action_percentiles=np.nanpercentile(np.concatenate(actions), PERCENTILES, axis=0),
+        workspace=np.stack([np.nanmin(everywhere, axis=0), np.nanmax(everywhere, axis=0)]),
         notes=source.reader.notes,
         unreadable=tuple(unreadable),
     )
@@ -305,7 +305,7 @@ def path_figure(source: Source, path: str | Path, *, max_episodes: int = MAX_EPI
 
     for k, (axis, axes) in enumerate(zip(AXES, lower.subplots(1, len(AXES)), strict=True)):
         everything = np.concatenate(actions)[:, k]
-        limit = max(float(np.abs(everything).max()), 1e-3)
+        limit = max(float(np.nanmax(np.abs(everything))), 1e-3)
         groups = [
             np.concatenate([a[:, k] for a, n in zip(actions, names, strict=True) if n == kind])
             for kind in kinds

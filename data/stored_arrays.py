@@ -4,14 +4,18 @@ zarr-python can read every array there is, and pays a millisecond for each read.
 simple kind: cut along the first axis only, no chunk left out, its bytes in C order in a file of
 their own, raw or as zstd. Such an array is read here, straight from its files into the result; any
 other is left to zarr-python. Either way an array pickles by its path and keeps no file open.
+
+A process keeps the raw chunks that it read last mapped into memory: then a window costs its copy.
+The mapped pages are the system's page cache, however much of them the process seems to use.
 """
 
 import json
+import mmap
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from math import prod
-from os import stat
 from pathlib import Path
 
 import numcodecs.zstd
@@ -27,7 +31,10 @@ _ALL_CHUNKS = "every_chunk_is_stored"
 
 _ZSTD_LEVEL = 5  # higher levels gain little on simulated scenes
 
-_REMEMBERED_CHUNKS = 32  # per process; at most _REMEMBERED_BYTES each
+# Per process:
+_MAPPED_CHUNKS = 4096  # of the 65530 maps that Linux lets a process have
+_MAPPED_BYTES = 1 << 16  # smaller ones are read, which costs less than mapping them
+_REMEMBERED_CHUNKS = 32  # decompressed; at most _REMEMBERED_BYTES each
 _REMEMBERED_BYTES = 4 << 20
 
 
@@ -93,41 +100,35 @@ class StoredArray:
         firsts = (indices[begins] % self.rows).tolist()
         runs = zip(chunks[begins].tolist(), firsts, begins, ends, strict=True)
         for chunk, group in groupby(runs, key=lambda run: run[0]):
-            file = f"{self.path}/c/{chunk}{'/0' * (len(self.shape) - 1)}"
             places = [(first, result[begin:end]) for _, first, begin, end in group]
-            try:
-                if self.zstd:
-                    self._copy(file, places)
-                else:
-                    self._read(file, places)
-            except FileNotFoundError as error:
-                raise ValueError(f"{file} is missing: the store is incomplete") from error
+            data = self._chunk(f"{self.path}/c/{chunk}{'/0' * (len(self.shape) - 1)}")
+            if isinstance(data, mmap.mmap):
+                # All at once from the disk, where they are not in memory, and not page by page.
+                for first, place in places:
+                    begin = first * (place.nbytes // len(place))
+                    page = begin - begin % mmap.PAGESIZE
+                    data.madvise(mmap.MADV_WILLNEED, page, begin + place.nbytes - page)
+            rows = np.frombuffer(data, self.dtype).reshape(self.rows, *self.shape[1:])
+            for first, place in places:
+                place[...] = rows[first : first + len(place)]
         return result
 
-    def _read(self, file: str, places: list[tuple[int, np.ndarray]]) -> None:
-        row_bytes = self.dtype.itemsize * prod(self.shape[1:])
-        with open(file, "rb", buffering=0) as stream:
-            for first, target in places:
-                stream.seek(first * row_bytes)
-                got = stream.readinto(target.data)
-                if got != target.nbytes:
-                    raise ValueError(
-                        f"{file} ends early: {got} of {target.nbytes} bytes from row {first} on"
-                    )
-
-    def _copy(self, file: str, places: list[tuple[int, np.ndarray]]) -> None:
-        shape = (self.rows, *self.shape[1:])
-        size = self.dtype.itemsize * prod(shape)
-        if size <= _REMEMBERED_BYTES:
-            status = stat(file)  # the chunk that is there now, not one of a store deleted since
-            data = _remembered(file, status.st_ino, status.st_mtime_ns)
-        else:
-            data = _decompressed(file)
+    def _chunk(self, file: str) -> mmap.mmap | bytes:
+        size = self.dtype.itemsize * self.rows * prod(self.shape[1:])
+        try:
+            if self.zstd and size > _REMEMBERED_BYTES:
+                data = _decompressed(file)
+            elif not self.zstd and size < _MAPPED_BYTES:
+                data = _read(file)
+            else:
+                status = os.stat(file)  # as it is now, not as it was in a store deleted since
+                keep = _remembered if self.zstd else _mapped
+                data = keep(file, status.st_ino, status.st_mtime_ns)
+        except FileNotFoundError as error:
+            raise ValueError(f"{file} is missing: the store is incomplete") from error
         if len(data) != size:
-            raise ValueError(f"{file} holds {len(data)} bytes of pixels; expected {size}")
-        chunk = np.frombuffer(data, self.dtype).reshape(shape)
-        for first, target in places:
-            target[...] = chunk[first : first + len(target)]
+            raise ValueError(f"{file} has {len(data)} bytes of pixels or numbers, not {size}")
+        return data
 
 
 @dataclass(frozen=True)
@@ -220,15 +221,26 @@ def _description(array: StoredArray) -> dict[str, object]:
     }
 
 
+@lru_cache(maxsize=_MAPPED_CHUNKS)
+def _mapped(file: str, inode: int, changed_ns: int) -> mmap.mmap | bytes:
+    with open(file, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size == 0:  # which cannot be mapped
+            return b""
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 @lru_cache(maxsize=_REMEMBERED_CHUNKS)
 def _remembered(file: str, inode: int, changed_ns: int) -> bytes:
     return _decompressed(file)
 
 
 def _decompressed(file: str) -> bytes:
-    with open(file, "rb") as stream:
-        data = stream.read()
     try:
-        return numcodecs.zstd.decompress(data)
+        return numcodecs.zstd.decompress(_read(file))
     except RuntimeError as error:
         raise ValueError(f"{file} is not what zstd wrote: {error}") from error
+
+
+def _read(file: str) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read()

@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "report",
     "runs",
     "train",
+    "verbs",
 }
 
 

@@ -63,7 +63,9 @@ def test_command_line_composes(words: list[str]) -> None:
     if verb == "--help":
         return
     cli = importlib.import_module("worldmodel.cli")
-    cli.compose(verb, [word for word in overrides if not word.startswith("--")])
+    flags, words = cli.take_flags(verb, overrides)
+    assert flags <= set(cli.FLAGS.get(verb, {}))
+    cli.compose(verb, cli.name_positional(verb, words))
 
 
 def test_make_targets_exist() -> None:

@@ -103,10 +103,10 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
         print(_verb_help(verb))
         return 0
-    flags, overrides = _take_flags(verb, overrides)
+    flags, overrides = take_flags(verb, overrides)
     if "--check" in flags:
         overrides.append("check=true")
-    config = compose(verb, _name_positional(verb, overrides))
+    config = compose(verb, name_positional(verb, overrides))
     missing = [key for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise UserError(f"{verb} needs {', '.join(f'{key}=...' for key in missing)}")
@@ -120,7 +120,7 @@ def _dispatch(words: list[str]) -> int:
     return verbs.run(verb, config, json_to=None)
 
 
-def _take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
+def take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
     """Returns the flags among the words, and the other words."""
     flags = {word for word in words if word.startswith("--")}
     for flag in flags:
@@ -132,7 +132,7 @@ def _take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
     return flags, [word for word in words if word not in flags]
 
 
-def _name_positional(verb: str, words: Sequence[str]) -> list[str]:
+def name_positional(verb: str, words: Sequence[str]) -> list[str]:
     """Returns overrides only: paths that stand alone get the names of their settings."""
     names = list(POSITIONAL.get(verb, ()))
     overrides = []

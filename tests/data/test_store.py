@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import worldmodel.data.store as store_module
+from worldmodel.data import stored_arrays
 from worldmodel.data.episode import Episode
 from worldmodel.data.frames import FrameReadError, LazyFrames
 from worldmodel.data.source import open_source
@@ -54,6 +55,7 @@ def plain(episode: Episode, *, value: int | None = None) -> Episode:
 def small_chunks(monkeypatch) -> None:
     monkeypatch.setattr(store_module, "RAW_CHUNK_BYTES", 4 * 16 * 16 * 3)
     monkeypatch.setattr(store_module, "ZSTD_CHUNK_BYTES", 4 * 16 * 16 * 3)
+    monkeypatch.setattr(stored_arrays, "_MAPPED_BYTES", 1000)
 
 
 def codecs(store: EpisodeStore, episode_id: int) -> list[str]:
@@ -173,19 +175,34 @@ def test_damaged_chunks_are_errors_that_name_the_file(tmp_path, small_chunks, ma
         whole = file.read_bytes()
         frames = store.frames(episode_id, "exterior")
         np.testing.assert_array_equal(frames[5], store.read_frames(episode_id, "exterior")[5])
-        file.write_bytes(whole[: len(whole) - 10])
-        assert frames[0].shape == (16, 16, 3)
-        with pytest.raises(FrameReadError, match=str(file)):
-            frames[7]
-    with pytest.raises(ValueError, match=r"proprio/c/0/0 ends early: 0 of 392 bytes from row 0"):
+        for part in (whole[: len(whole) - 10], b""):
+            file.write_bytes(part)
+            assert frames[0].shape == (16, 16, 3)
+            with pytest.raises(FrameReadError, match=str(file)):
+                frames[7]
+    with pytest.raises(ValueError, match=r"proprio/c/0/0 has 0 bytes of .*, not 392"):
         (tmp_path / "episodes/00000000/proprio/c/0/0").write_bytes(b"")
         store.read_proprio(0)
     file.write_bytes(numcodecs.zstd.compress(bytes(100)))
-    with pytest.raises(FrameReadError, match=f"{file} holds 100 bytes of pixels; expected"):
+    with pytest.raises(FrameReadError, match=f"{file} has 100 bytes of .*, not 3072"):
         frames[7]
     (file.parents[4] / "zarr.json").write_text("{}")
     with pytest.raises(ValueError, match="not the description of a zarr v3 array .*'shape'"):
         store.frames(1, "exterior")
+
+
+def test_frames_looked_at_one_by_one_are_decompressed_chunk_by_chunk(
+    tmp_path, small_chunks, make_episode, monkeypatch
+):
+    store = EpisodeStore(tmp_path, mode="a")
+    store.write(0, plain(make_episode(steps=13, size=16)))
+    decompressed, decompress = [], stored_arrays._decompressed
+    monkeypatch.setattr(
+        stored_arrays, "_decompressed", lambda file: decompressed.append(file) or decompress(file)
+    )
+    for frame in range(14):
+        store.frames(0, "exterior")[frame]
+    assert decompressed == [str(file) for file in chunk_files(store, 0)]
 
 
 def test_a_chunk_that_was_replaced_is_read_anew(tmp_path, make_episode):
@@ -378,6 +395,7 @@ _WRITER = """
 import sys, time
 from pathlib import Path
 import worldmodel.data.store as store_module
+from worldmodel.data import stored_arrays
 from worldmodel.data.store import EpisodeStore, _alive
 
 path, first, count, mode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
