@@ -12,7 +12,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -25,6 +24,7 @@ from worldmodel.data.episode import Episode, validate
 from worldmodel.data.frames import FRAMES_AT_ONCE, Frames, LazyFrames
 from worldmodel.data.source import Source, open_source
 from worldmodel.data.store import EpisodeStore
+from worldmodel.names import unknown
 
 FORMATS = ("zarr_store", "lerobot", "rlds")  # that can be written
 SAME_RATE = 0.05  # two measured rates that differ by less are meant to be the same
@@ -98,10 +98,10 @@ def convert(
         ImportError: The format needs an extra that is not installed.
     """
     if format not in FORMATS:
-        raise ValueError(_unknown("format to write", format, FORMATS))
+        raise ValueError(unknown("format to write", format, FORMATS))
     for camera in cameras or ():
         if camera not in source.mapping.cameras:
-            raise ValueError(_unknown("camera", camera, list(source.mapping.cameras)))
+            raise ValueError(unknown("camera", camera, list(source.mapping.cameras)))
     if image_size is not None and min(image_size) < 1:
         raise ValueError(f"image_size is height and width in pixels, got {image_size}")
     ids = source.ids() if ids is None else ids
@@ -265,9 +265,3 @@ def _layout(episode: Episode) -> dict[str, tuple[int, ...]]:
     if episode.joints is not None:
         rows["joints"] = episode.joints
     return {name: values.shape[1:] for name, values in rows.items()}
-
-
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{name}';{hint} known: {', '.join(known)}"

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from worldmodel.data.durable import flush
 from worldmodel.data.moments import Moments
 
 LatentDtype = Literal["float16", "int8"]
@@ -277,15 +278,6 @@ def publish(draft: Path, file: Path) -> None:
         if not (file.parent / "index.json").exists():
             raise
     flush(file.parent)
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def drafts(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.data.durable import flush
 from worldmodel.data.episode import Episode, validate
 from worldmodel.data.formats._lerobot_layout import (
     CODECS,
@@ -287,9 +288,9 @@ class LeRobotWriter:
         draft = self._writing / final.name
         write(draft)
         final.parent.mkdir(parents=True, exist_ok=True)
-        _flush(draft)
+        flush(draft)
         draft.replace(final)
-        _flush(final.parent)
+        flush(final.parent)
 
 
 def _one_by_one(frames: Frames) -> Iterator[np.ndarray]:
@@ -315,12 +316,3 @@ def _lock(folder: Path) -> int:
             f"another process is writing {folder}; wait for it, or write to another folder"
         ) from error
     return handle
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

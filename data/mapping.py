@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ from worldmodel.data.resample import (
     nearest,
 )
 from worldmodel.data.rotations import SIZES, to_matrix
+from worldmodel.names import nearest as nearest_name
+from worldmodel.names import unknown
 from worldmodel.pose import matrix_to_euler
 
 LENGTH_UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}  # in metres
@@ -184,7 +185,7 @@ class ColumnMapping:
         if self.gripper.open == self.gripper.closed:
             raise ValueError("gripper: open and closed are the same value")
         if self.rotation is not None and self.rotation.form not in SIZES:
-            raise ValueError(_unknown("form of rotation", self.rotation.form, SIZES))
+            raise ValueError(unknown("form of rotation", self.rotation.form, SIZES))
         for what, value, units in (
             ("unit of position", self.position and self.position.unit, LENGTH_UNITS),
             ("unit of rotation", self.rotation and self.rotation.unit, ANGLE_UNITS),
@@ -192,7 +193,7 @@ class ColumnMapping:
             ("unit of time", self.time and self.time.unit, TIME_UNITS),
         ):
             if value and value not in units:
-                raise ValueError(_unknown(what, value, units))
+                raise ValueError(unknown(what, value, units))
 
 
 def read_mapping(file: str | Path) -> ColumnMapping:
@@ -254,7 +255,7 @@ def column(raw: RawEpisode, keys: Keys) -> np.ndarray:
         if name not in raw.columns:
             have = ", ".join(f"{k} {v.shape}" for k, v in raw.columns.items())
             raise ValueError(
-                f"{raw.name} has no column '{name}';{_nearest_name(name, raw.columns)} "
+                f"{raw.name} has no column '{name}';{nearest_name(name, raw.columns)} "
                 f"it has {have or 'none'}"
             )
         values = np.asarray(raw.columns[name])
@@ -522,7 +523,7 @@ def _find_camera(raw: RawEpisode, key: str) -> None:
     if key not in raw.cameras:
         have = ", ".join(raw.cameras) or "none"
         raise ValueError(
-            f"{raw.name} has no camera '{key}';{_nearest_name(key, raw.cameras)} it has {have}"
+            f"{raw.name} has no camera '{key}';{nearest_name(key, raw.cameras)} it has {have}"
         )
 
 
@@ -546,8 +547,7 @@ def _checked(cls: type, content: Any, what: str) -> dict[str, Any]:
     for name in settings:
         if name not in known:
             raise ValueError(
-                f"{what} has no '{name}';{_nearest_name(name, known)} it may have "
-                f"{', '.join(known)}"
+                f"{what} has no '{name}';{nearest_name(name, known)} it may have {', '.join(known)}"
             )
     return settings
 
@@ -586,12 +586,3 @@ def _dictionary(content: Any, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{what} must be names and values, got {content!r}")
     return dict(content)
-
-
-def _unknown(what: str, name: str, known: Mapping[str, object]) -> str:
-    return f"unknown {what} '{name}';{_nearest_name(name, known)} known: {', '.join(known)}"
-
-
-def _nearest_name(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    return f" did you mean '{near[0]}'?" if near else ""

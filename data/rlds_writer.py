@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from worldmodel.data.durable import flush
 from worldmodel.data.episode import Episode, validate
 from worldmodel.data.formats.rlds import DROID_CAMERAS, GRIPPER, JOINTS, POSE, TIME
 from worldmodel.data.rlds_schema import Leaf
@@ -72,9 +73,9 @@ def write_rlds(
     try:
         _write(draft, episodes, name=name, version=version, split=split, quality=quality)
         for file in (*draft.iterdir(), draft):
-            _flush(file)
+            flush(file)
         draft.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return final
@@ -224,12 +225,3 @@ def _described(node: dict[str, Any] | Leaf) -> dict[str, Any]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

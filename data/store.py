@@ -31,6 +31,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
+from worldmodel.data.durable import flush
 from worldmodel.data.episode import Episode, EpisodeMetadata, validate
 from worldmodel.data.frames import Frames
 from worldmodel.data.stored_arrays import (
@@ -199,7 +200,7 @@ class EpisodeStore:
                         f"episode {episode_id} is already in {self.path}"
                     ) from error
                 raise
-            _flush(self._episodes)
+            flush(self._episodes)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -342,22 +343,13 @@ def _alive(pid: int) -> bool:
 def _write_json(file: Path, content: dict[str, object]) -> None:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1) + "\n")
-    _flush(draft)
+    flush(draft)
     draft.replace(file)
-    _flush(file.parent)
+    flush(file.parent)
 
 
 def _flush_tree(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            _flush(Path(parent, name))
-        _flush(Path(parent))
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush(Path(parent, name))
+        flush(Path(parent))

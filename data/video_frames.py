@@ -9,7 +9,6 @@ Frames have numbers here, not times: cameras and converters write any rate they 
 header, so no frame is ever looked up by it.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from worldmodel.data.durable import flush
 from worldmodel.data.frames import FrameReadError, LazyFrames
 
 MOST_REORDERED = 16  # frames between decoding and showing one, by the H.264 standard
@@ -195,9 +195,9 @@ def write_video(
                 f"{file}: {written} frames were encoded, but {decoded} can be decoded; "
                 f"try another codec than {codec}"
             )
-        _flush(draft)
+        flush(draft)
         draft.replace(file)
-        _flush(file.parent)
+        flush(file.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -461,12 +461,3 @@ def _encode(
             raise ValueError(f"{name}: there are no frames to write")
         container.mux(stream.encode())
     return number + 1
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """The `worldmodel` program: `worldmodel <verb> [setting=value ...]`, settings in Hydra's form."""
 
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -9,9 +8,10 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from worldmodel import verbs
+from worldmodel.names import nearest
 from worldmodel.verbs import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _dispatch(words: list[str]) -> int:
 
     verb, *overrides = words
     if verb not in VERBS:
-        near = _did_you_mean(verb, VERBS)
+        near = nearest(verb, VERBS)
         raise UserError(f"unknown verb {verb!r};{near} available: {', '.join(VERBS)}")
     if "-h" in overrides or "--help" in overrides:
         print(_verb_help(verb))
@@ -196,7 +196,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
         if key in GROUPS:
             available = _choices(key)
             if value not in available:
-                near = _did_you_mean(value, available)
+                near = nearest(value, available)
                 raise UserError(f"unknown {key} {value!r};{near} available: {', '.join(available)}")
 
 
@@ -211,15 +211,10 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split(".", 1)[0]
         if name not in known:
-            near = _did_you_mean(name, known)
+            near = nearest(name, known)
             return f"{verb} has no setting {name!r};{near} it has {', '.join(known)}"
     text = str(error.__cause__ or error).splitlines()[0].strip()
     return f"{text} (in: worldmodel {verb} {' '.join(overrides)}); see worldmodel {verb} --help"
-
-
-def _did_you_mean(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" did you mean {near[0]!r}?" if near else ""
 
 
 if __name__ == "__main__":

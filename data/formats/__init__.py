@@ -5,10 +5,10 @@ A module is imported only when its format is tried, and imports its own librarie
 
 import importlib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 from worldmodel.data.source import Reader
+from worldmodel.names import unknown
 
 # In the order in which they are tried: the most particular first.
 FORMATS: tuple[str, ...] = (
@@ -27,9 +27,7 @@ FORMATS: tuple[str, ...] = (
 def reader_class(name: str) -> type[Reader]:
     """Returns the reader of a format. Raises ValueError naming the nearest if there is none."""
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=1, cutoff=0.4)
-        hint = f" did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"unknown format '{name}';{hint} known: {', '.join(FORMATS)}")
+        raise ValueError(unknown("format", name, FORMATS))
     return importlib.import_module(f"{__name__}.{name}").Reader
 
 
