@@ -192,6 +192,29 @@ class EvaluateConfig(PlanningConfig):
     videos: int = 8  # how many episodes are drawn (failures are drawn first)
 
 
+@dataclass
+class LandscapeConfig:
+    """Draws the energy of small moves around a frame, given the frame a moment later."""
+
+    pair: str | None = None  # .npz with two frames and poses
+    data: str | None = None  # recordings instead; without either, a simulated pair
+    format: str | None = None
+    mapping: str | None = None
+    hz: float | None = None
+    episode: int = 0  # of the recordings
+    rows: list[int] = field(default_factory=lambda: [0, 1])  # of the episode
+    move: list[float] = field(default_factory=lambda: [0.05, 0.04, -0.03])  # [m], simulated
+    seed: int = 0
+    backend: str = "auto"  # renderer: auto, gl or ray
+    camera: str = "exterior"
+    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    limit: float = 0.075  # [m] along each axis
+    points: int = 5  # along each axis
+    device: str = "cpu"
+    threads: int | None = None
+    run: str | None = None  # null is a new folder under runs/
+
+
 STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
@@ -202,6 +225,7 @@ for _name, _schema in {
     "pretrain": PretrainConfig,
     "train": TrainConfig,
     "plan": PlanConfig,
+    "landscape": LandscapeConfig,
     "evaluate": EvaluateConfig,
     "demo": EvaluateConfig,
 }.items():

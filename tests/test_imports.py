@@ -21,6 +21,7 @@ ENTRY_POINTS = {
     "demo",
     "encode",
     "evaluate",
+    "landscape",
     "plan",
     "pretrain",
     "report",

@@ -27,6 +27,7 @@ VERBS = {
     "pretrain": "train an encoder by masked latent prediction",
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
+    "landscape": "draw the energy of small moves: does the model know where it should go?",
     "evaluate": "measure success over episodes, beside random and do-nothing policies",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worldmodel.data.validate import CheckReport
     from worldmodel.encode import LatentJob
     from worldmodel.evaluate import PlannerSettings
+    from worldmodel.landscape import Pair
     from worldmodel.results import Evaluation
     from worldmodel.training import Schedule
 
@@ -46,6 +47,7 @@ def run(verb: str, config: "DictConfig", *, json_to: TextIO | None) -> int:
         "pretrain": _pretrain,
         "train": _train,
         "plan": _plan,
+        "landscape": _landscape,
     }
     runners[verb](config)
     return 0
@@ -419,6 +421,45 @@ def _plan(config: "DictConfig") -> None:
         )
     else:
         print(f"energy to the goal image {episode.energies[0]:.3f} -> {episode.energies[-1]:.3f}")
+
+
+def _landscape(config: "DictConfig") -> None:
+    from worldmodel.landscape import energy_landscape, fit_pair, summary, write_landscape
+    from worldmodel.training import select_device
+
+    if config.pair is not None and config.data is not None:
+        raise UserError("landscape takes pair=... or data=..., not both")
+    world = _load_world(config).to(select_device(config.device))
+    pair = fit_pair(_landscape_pair(config, world), world)
+    run = _open("landscape", config)
+    landscape = energy_landscape(
+        world, pair.frames, pair.proprio, limit=config.limit, points=config.points
+    )
+    model = "shipped model" if config.checkpoint is None else Path(config.checkpoint).name
+    files = write_landscape(landscape, run, model=model, pair=pair.name)
+    print(f"look at {' and '.join(map(str, files))}")
+    print(pair.name)
+    print(summary(landscape))
+
+
+def _landscape_pair(config: "DictConfig", world: Any) -> "Pair":
+    from worldmodel.landscape import read_pair, recorded_pair, simulated_pair
+
+    if config.pair is not None:
+        return read_pair(config.pair)
+    if config.data is not None:
+        first, second = config.rows
+        return recorded_pair(_source(config), config.episode, (first, second), camera=config.camera)
+    _check_backends(config.backend)
+    x, y, z = config.move
+    return simulated_pair(
+        image_size=world.image_size,
+        seed=config.seed,
+        move=(x, y, z),
+        camera=config.camera,
+        backend=config.backend,
+        control_hz=world.control_hz or 4.0,
+    )
 
 
 def _evaluate(config: "DictConfig", verb: str, *, json_to: TextIO | None) -> int:

@@ -41,7 +41,7 @@ def test_help_names_every_verb(capsys) -> None:
         assert main(words) == 0
         out = capsys.readouterr().out
         for verb, text in VERBS.items():
-            assert re.search(rf"^  {verb} +{text}$", out, re.MULTILINE)
+            assert re.search(rf"^  {verb} +{re.escape(text)}$", out, re.MULTILINE)
     assert main([]) == 2
     assert "usage: worldmodel <verb>" in capsys.readouterr().out
 
