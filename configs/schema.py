@@ -88,7 +88,9 @@ class TranscodeConfig:
 class LatentConfig(DataConfig):
     """Recordings, and what of them a frozen encoder is shown."""
 
-    encoder_checkpoint: str = MISSING  # folder written by `worldmodel pretrain`; default: shipped
+    # A folder written by `worldmodel pretrain`, "default" for the shipped one, or a published
+    # encoder: its name (see `worldmodel models`) or its file.
+    encoder_checkpoint: str = MISSING
     cache: str = "datasets/latents"
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings
@@ -167,7 +169,7 @@ class PlanningConfig:
 
     planner: Any = MISSING  # group: search and how the controller uses it
     task: str = "reach"
-    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     camera: str = "exterior"
     backend: str = "auto"  # renderer: auto, gl or ray
     steps: int = 16  # control steps per episode
@@ -190,6 +192,15 @@ class EvaluateConfig(PlanningConfig):
 
     episodes: int = 50
     videos: int = 8  # how many episodes are drawn (failures are drawn first)
+
+
+@dataclass
+class ModelsConfig:
+    """Lists published models, downloads one, or says what is in a file."""
+
+    action: str = "list"  # list, download or verify
+    source: str | None = None  # name of a published model, or a path
+    against: str | None = None  # verify: the file its encoder should come from
 
 
 @dataclass
@@ -226,6 +237,7 @@ for _name, _schema in {
     "train": TrainConfig,
     "plan": PlanConfig,
     "landscape": LandscapeConfig,
+    "models": ModelsConfig,
     "evaluate": EvaluateConfig,
     "demo": EvaluateConfig,
 }.items():

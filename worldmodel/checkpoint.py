@@ -1,14 +1,16 @@
 """Our checkpoint format: a folder with `weights.safetensors` and `config.json`, nothing pickled.
 
 `config.json` holds `format`, `version`, `kind` ("encoder" or "jepa"), the constructor arguments of
-each module under its name, and `provenance` (how the weights were made). The names of the classes
-are fixed here; a config never names code.
+each module under its name, which of our classes it is (`encoder_type`, `predictor_type`; files that
+do not say hold the first of each), and `provenance` (how the weights were made). The names of the
+classes are fixed here; a config never names code.
 """
 
 import hashlib
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.dino import DinoEncoder
 from worldmodel.encoder import VideoEncoder
+from worldmodel.encoder21 import VideoEncoder21
+from worldmodel.interfaces import Encoder
 from worldmodel.jepa import JEPA
+from worldmodel.names import unknown
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.sincos_encoders import IJepaEncoder, VJepa1Encoder
 
 FORMAT = "worldmodel"
 VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "weights" / "default"
+
+ENCODERS: dict[str, type[Encoder]] = {
+    "vjepa2": VideoEncoder,
+    "vjepa2_1": VideoEncoder21,
+    "ijepa": IJepaEncoder,
+    "vjepa1": VJepa1Encoder,
+    "dino": DinoEncoder,
+}
+PREDICTORS: dict[str, type[ActionConditionedPredictor] | type[AdaLNPredictor]] = {
+    "action_conditioned": ActionConditionedPredictor,
+    "adaln": AdaLNPredictor,
+}
 
 
 def arguments(module: nn.Module) -> dict[str, Any]:
@@ -36,7 +56,7 @@ def arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def save_encoder(
-    encoder: VideoEncoder,
+    encoder: Encoder,
     path: str | Path,
     *,
     image_size: int,
@@ -44,7 +64,12 @@ def save_encoder(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes an encoder checkpoint folder; `image_size` is what it was trained on."""
-    config = {"kind": "encoder", "image_size": image_size, "encoder": arguments(encoder)}
+    config = {
+        "kind": "encoder",
+        "image_size": image_size,
+        "encoder_type": _type_of(encoder, ENCODERS),
+        "encoder": arguments(encoder),
+    }
     _save(encoder, path, config, provenance, dtype)
 
 
@@ -65,7 +90,9 @@ def save(
     """
     config = {
         "kind": "jepa",
+        "encoder_type": _type_of(world.encoder, ENCODERS),
         "encoder": arguments(world.encoder),
+        "predictor_type": _type_of(world.predictor, PREDICTORS),
         "predictor": arguments(world.predictor),
         "jepa": arguments(world),
     }
@@ -81,8 +108,8 @@ def load(path: str | Path) -> JEPA:
     """
     config = read_config(path, kind="jepa")
     world = JEPA(
-        encoder=VideoEncoder(**config["encoder"]),
-        predictor=ActionConditionedPredictor(**config["predictor"]),
+        encoder=_class(config, "encoder_type", ENCODERS)(**config["encoder"]),
+        predictor=_class(config, "predictor_type", PREDICTORS)(**config["predictor"]),
         **config["jepa"],
     )
     _load_weights(world, Path(path))
@@ -94,7 +121,7 @@ def load_default() -> JEPA:
     return load(DEFAULT_CHECKPOINT)
 
 
-def load_encoder(path: str | Path) -> tuple[VideoEncoder, int]:
+def load_encoder(path: str | Path) -> tuple[Encoder, int]:
     """Returns the encoder in a checkpoint folder and the image size it was trained on.
 
     The folder may be that of an encoder or of a whole world model; "default" is the shipped one.
@@ -104,7 +131,7 @@ def load_encoder(path: str | Path) -> tuple[VideoEncoder, int]:
     if config["kind"] == "jepa":
         world = load(path)
         return world.encoder, world.image_size
-    encoder = VideoEncoder(**config["encoder"])
+    encoder = _class(config, "encoder_type", ENCODERS)(**config["encoder"])
     _load_weights(encoder, Path(path))
     return encoder.eval(), config["image_size"]
 
@@ -149,6 +176,20 @@ def fingerprint(module: nn.Module) -> str:
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def _type_of(module: nn.Module, known: Mapping[str, type]) -> str:
+    for name, cls in known.items():
+        if type(module) is cls:
+            return name
+    raise ValueError(f"a {type(module).__name__} cannot be saved; known: {', '.join(known)}")
+
+
+def _class(config: Mapping[str, Any], key: str, known: Mapping[str, Any]) -> Any:
+    name = config.get(key, next(iter(known)))  # the first is what files were that do not say
+    if name not in known:
+        raise ValueError(unknown(key.replace("_", " "), name, known))
+    return known[name]
 
 
 def _save(

@@ -28,11 +28,17 @@ VERBS = {
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
     "landscape": "draw the energy of small moves: does the model know where it should go?",
+    "models": "list published models, download one, or verify a file",
     "evaluate": "measure success over episodes, beside random and do-nothing policies",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
 GROUPS = ("encoder", "predictor", "planner", "experiment")
-POSITIONAL = {"inspect": ("data",), "convert": ("data", "out"), "transcode": ("data", "out")}
+POSITIONAL = {
+    "inspect": ("data",),
+    "convert": ("data", "out"),
+    "transcode": ("data", "out"),
+    "models": ("action", "source"),
+}
 FLAGS = {
     "evaluate": {"--json": "print metrics.json alone on standard output"},
     "demo": {"--json": "print metrics.json alone on standard output"},

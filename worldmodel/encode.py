@@ -18,8 +18,8 @@ from worldmodel.data.latent_verify import Verification, verify
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import Source
 from worldmodel.data.validate import check_by_id, check_set
-from worldmodel.encoder import VideoEncoder
 from worldmodel.images import Crop, fit_frames
+from worldmodel.interfaces import Encoder
 from worldmodel.jepa import LATENT_NORM_EPS, PIXEL_MEAN, PIXEL_STD, encode_frames
 from worldmodel.training import select_device
 
@@ -40,7 +40,7 @@ class FrameEncoder:
 
     def __init__(
         self,
-        encoder: VideoEncoder,
+        encoder: Encoder,
         *,
         image_size: int,
         crop: Crop,
@@ -68,7 +68,12 @@ class FrameEncoder:
         weights = io.BytesIO()
         torch.save({k: v.cpu() for k, v in self.encoder.state_dict().items()}, weights)
         settings = (self.image_size, self.crop, self.merge, self.device, self.batch_size)
-        return _restore, (arguments(self.encoder), weights.getvalue(), *settings)
+        return _restore, (
+            type(self.encoder),
+            arguments(self.encoder),
+            weights.getvalue(),
+            *settings,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +138,7 @@ class LatentJob:
 
 def latent_job(
     *,
-    encoder: VideoEncoder,
+    encoder: Encoder,
     image_size: int,
     source: Source,
     cache: Path,
@@ -201,6 +206,7 @@ def refuse_wrong_set(source: Source) -> None:
 
 
 def _restore(
+    encoder_class: type[Encoder],
     settings: dict[str, Any],
     weights: bytes,
     image_size: int,
@@ -209,7 +215,7 @@ def _restore(
     device: str,
     batch_size: int,
 ) -> FrameEncoder:
-    encoder = VideoEncoder(**settings)
+    encoder = encoder_class(**settings)
     encoder.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
     return FrameEncoder(
         encoder,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from worldmodel.interfaces import Encoder
 from worldmodel.rope import RopeStyle, grid_positions, rope_table
 from worldmodel.transformer import initialise, make_blocks, take_tokens
 
@@ -22,7 +23,7 @@ class PatchEmbed(nn.Module):
         return self.proj(clip).flatten(2).transpose(1, 2)
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Encoder):
     """V-JEPA 2 encoder (Assran et al. 2025, arXiv 2506.09985); state-dict names are Meta's.
 
     Args:
@@ -96,44 +97,52 @@ class VideoEncoder(nn.Module):
         self._check(clip)
         if any(not 0 <= index < self.depth for index in indices):
             raise ValueError(f"levels must be in 0..{self.depth - 1}, got {list(indices)}")
-        T, rows, columns = self.grid(clip.shape[2], clip.shape[3], clip.shape[4])
         x = self.patch_embed(clip)  # (B, N, D)
-        positions = grid_positions(T, rows, columns).to(x.device)  # (N, 3)
-        head_dim = self.embed_dim // self.num_heads
-        if keep is None:
-            rope = rope_table(positions, head_dim, self.rope)  # (N, head_dim)
-        else:
-            x = take_tokens(x, keep)  # (B, kept, D)
-            cos, sin = rope_table(positions[keep], head_dim, self.rope)
-            rope = cos[:, None], sin[:, None]  # (B, 1, kept, head_dim)
-        outputs: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks):
-            x = block(x, rope)
-            if index in indices:
-                outputs[index] = self.norm(x)
-        return [outputs[index] for index in indices]
-
-    def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Returns how many tokens a clip of this size has along time, rows and columns."""
-        return (
-            num_frames // self.tubelet_size,
-            height // self.patch_size,
-            width // self.patch_size,
+        positions = grid_positions(*self.grid(clip.shape[2], clip.shape[3], clip.shape[4]))
+        outputs = run_blocks(
+            self.blocks,
+            x,
+            positions,
+            indices,
+            num_heads=self.num_heads,
+            rope=self.rope,
+            keep=keep,
         )
+        return [self.norm(output) for output in outputs]
 
-    def _check(self, clip: Tensor) -> None:
-        if clip.ndim != 5 or clip.shape[1] != 3:
-            raise ValueError(
-                f"clip must have shape (batch, 3, frames, height, width), got {tuple(clip.shape)}"
-            )
-        frames, height, width = clip.shape[2:]
-        if frames == 0 or frames % self.tubelet_size:
-            raise ValueError(
-                f"a clip needs a multiple of tubelet_size={self.tubelet_size} frames, got {frames};"
-                " repeat a single image along time"
-            )
-        if not height or not width or height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"image sides must be multiples of patch_size={self.patch_size}, "
-                f"got {height}x{width}"
-            )
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    x: Float[Tensor, "batch tokens dim"],
+    positions: Float[Tensor, "tokens 3"],
+    indices: Sequence[int],
+    *,
+    num_heads: int,
+    rope: RopeStyle,
+    keep: Int[Tensor, "batch kept"] | None = None,
+) -> list[Float[Tensor, "batch out dim"]]:
+    """Runs tokens through all blocks and returns the outputs of the blocks `indices` (from 0).
+
+    Args:
+        blocks: The transformer blocks.
+        x: All tokens of a clip.
+        positions: Their (time, row, column).
+        indices: Which outputs to return, in this order.
+        num_heads: Attention heads per block.
+        rope: See `rope_table`.
+        keep: Ids of the tokens to go on with; all if None.
+    """
+    head_dim = x.shape[-1] // num_heads
+    positions = positions.to(x.device)
+    if keep is None:
+        table = rope_table(positions, head_dim, rope)  # (N, head_dim)
+    else:
+        x = take_tokens(x, keep)  # (B, kept, D)
+        cos, sin = rope_table(positions[keep], head_dim, rope)
+        table = cos[:, None], sin[:, None]  # (B, 1, kept, head_dim)
+    outputs: dict[int, Tensor] = {}
+    for index, block in enumerate(blocks):
+        x = block(x, table)
+        if index in indices:
+            outputs[index] = x
+    return [outputs[index] for index in indices]

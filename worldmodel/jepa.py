@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodel.encoder import VideoEncoder
+from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.images import Crop, crop_box, fit_frames
+from worldmodel.interfaces import Encoder
 from worldmodel.pose import ACTION_SIZE, integrate
-from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.predictor import ActionConditionedPredictor, PredictorCache
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet, on [0, 1] pixels, as every V-JEPA
 PIXEL_STD = (0.229, 0.224, 0.225)
 LATENT_NORM_EPS = 1e-5  # of the layer norm between encoder and predictor; theirs is 1e-6
+MIB = 2**20
+CONDITIONS = 3  # tokens of a frame besides its patches: action, proprio, and perhaps a camera
+CPU_WORKING_MIB = 32  # more plans at once leave the caches, and malloc maps every buffer anew
 
 
 def normalise_rgb(
@@ -28,9 +32,9 @@ def normalise_rgb(
 
 
 def encode_frames(
-    encoder: VideoEncoder, frames: Tensor, merge: int = 1, pool: int = 1
+    encoder: Encoder, frames: Tensor, merge: int = 1, pool: int = 1
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Returns layer-normed tokens of single frames, each doubled to a clip of one tubelet.
+    """Returns layer-normed tokens of single frames, each a clip of `frames_per_image` copies.
 
     Args:
         encoder: The frozen encoder.
@@ -39,7 +43,7 @@ def encode_frames(
         pool: Side of the square of merged tokens averaged into one.
     """
     pixels = normalise_rgb(frames) if frames.dtype == torch.uint8 else frames
-    clip = pixels[:, :, None].expand(-1, -1, encoder.tubelet_size, -1, -1)
+    clip = pixels[:, :, None].expand(-1, -1, encoder.frames_per_image, -1, -1)
     tokens = encoder(clip)
     latents = F.layer_norm(tokens, tokens.shape[-1:], eps=LATENT_NORM_EPS)  # (B, N, D)
     if merge == 1 and pool == 1:
@@ -79,8 +83,8 @@ class JEPA(nn.Module):
     def __init__(
         self,
         *,
-        encoder: VideoEncoder,
-        predictor: ActionConditionedPredictor,
+        encoder: Encoder,
+        predictor: ActionConditionedPredictor | AdaLNPredictor,
         image_size: int,
         merge: int = 1,
         pool: int = 1,
@@ -122,7 +126,7 @@ class JEPA(nn.Module):
         return self.latent_mean.device
 
     def encode(self, frames: Tensor) -> Float[Tensor, "batch frames tokens dim"]:
-        """Returns the latents of each frame by itself: the frame, doubled, is the encoder's clip.
+        """Returns the latents of each frame by itself, entered as the encoder takes single images.
 
         Args:
             frames: RGB as uint8 (B, T, height, width, 3), cut and resized by `crop` if they have
@@ -174,15 +178,17 @@ class JEPA(nn.Module):
 
     def rollout(
         self,
-        latents: Float[Tensor, "batch context tokens dim"],
+        latents: Float[Tensor, "batch context *views tokens dim"],
         proprio: Float[Tensor, "batch states 7"],
         actions: Tensor,
-        extrinsics: Float[Tensor, "batch steps 6"] | None = None,
+        extrinsics: Float[Tensor, "batch steps *views 6"] | None = None,
     ) -> Tensor:
         """Imagines H steps after C context frames, feeding predictions back.
 
         Keys and values of past frames are cached, so a step costs one frame however far it lies
-        ahead; the result equals that of running the whole sequence again at every step.
+        ahead; the result equals that of running the whole sequence again at every step. What the
+        context leaves there is computed once for all plans. On a CPU, plans are imagined in groups
+        that stay in its caches.
 
         Args:
             latents: Latents of the C context frames.
@@ -199,43 +205,104 @@ class JEPA(nn.Module):
             ValueError: The shapes do not fit together.
         """
         C = latents.shape[1]
-        steps = actions.shape[-2]
-        H = steps - (C - 1)
         self._check_rollout(latents, proprio, actions)
 
         shared = actions if actions.ndim == 3 else actions[:, 0]
-        cache = self.predictor.new_cache()
+        past = self.predictor.new_cache()
         if C > 1:
             self.predictor(
                 latents[:, :-1],
                 proprio[:, : C - 1],
                 shared[:, : C - 1],
                 extrinsics[:, : C - 1] if extrinsics is not None else None,
-                cache,
+                past,
             )
-        if actions.ndim == 4:  # from here on each plan is a batch entry of its own
-            S = actions.shape[1]
-            cache = cache.repeat(S) if C > 1 else cache
-            proprio = proprio.repeat_interleave(S, dim=0)
-            if extrinsics is not None:
-                extrinsics = extrinsics.repeat_interleave(S, dim=0)
-            latents = latents[:, -1:].repeat_interleave(S, dim=0)
-        z = latents[:, -1:]  # (B * S, 1, N, D)
-        plans = actions.flatten(0, -3)  # (B * S, steps, A)
-        given = proprio.shape[1] == steps
-        state = proprio[:, C - 1]
+        last = latents[:, -1:]
+        states = proprio[:, C - 1 :]
+        cameras = extrinsics[:, C - 1 :] if extrinsics is not None else None
+        ahead = actions[..., C - 1 :, :]
+        if actions.ndim == 3:
+            return self._imagine(last, states, ahead, cameras, past)
+        at_once = actions.shape[1]
+        if self.device.type == "cpu":
+            plan_bytes = self._working_bytes(last.shape[2:-1].numel()) * last.shape[0]
+            at_once = max(1, CPU_WORKING_MIB * MIB // plan_bytes)
         imagined = []
-        for t in range(C - 1, steps):
-            if given:
+        for plans in ahead.split(at_once, dim=1):  # each plan becomes a batch entry of its own
+            S = plans.shape[1]
+            future = self._imagine(
+                last.repeat_interleave(S, dim=0),
+                states.repeat_interleave(S, dim=0),
+                plans.flatten(0, 1),
+                cameras.repeat_interleave(S, dim=0) if cameras is not None else None,
+                past.repeat(S),
+            )
+            imagined.append(future.unflatten(0, (-1, S)))
+        return torch.cat(imagined, dim=1)
+
+    def plans_within(self, memory_mib: float, *, steps: int, num_views: int = 1) -> int:
+        """Returns how many plans may be imagined and scored at once within a memory budget.
+
+        An estimate from the model's geometry, for the dtype of its weights: what one block works
+        on, the keys and values of all frames, and two times the imagined latents (an energy takes
+        the difference to the goal). The weights themselves are not in it. Give it to a planner as
+        `chunk_size`; which plan costs what does not depend on it.
+
+        Args:
+            memory_mib: The budget in MiB.
+            steps: Steps of a rollout, C - 1 + H.
+            num_views: Views V of a frame.
+
+        Raises:
+            ValueError: Not even one plan fits.
+        """
+        predictor = self.predictor
+        patches = num_views * predictor.grid_size[0] * predictor.grid_size[1]
+        frames_kept = predictor.depth * (steps - 1) + steps  # the last step joins old and new
+        numbers = 2 * frames_kept * (patches + CONDITIONS) * predictor.embed_dim
+        numbers += 2 * steps * patches * predictor.latent_dim
+        plan_bytes = self._working_bytes(patches) + numbers * self._itemsize()
+        if memory_mib * MIB < plan_bytes:
+            raise ValueError(
+                f"one plan of {steps} steps needs {plan_bytes / MIB:.1f} MiB besides the weights, "
+                f"but memory_mib={memory_mib:g}"
+            )
+        return int(memory_mib * MIB // plan_bytes)
+
+    def _itemsize(self) -> int:
+        return self.predictor.predictor_proj.weight.element_size()
+
+    def _working_bytes(self, patches: int) -> int:
+        """What imagining a frame of one plan takes: input, norm, and both sides of the GELU."""
+        predictor = self.predictor
+        block = (patches + CONDITIONS) * predictor.embed_dim * (2 + 2 * predictor.mlp_ratio)
+        latents = 3 * patches * predictor.latent_dim  # in, out and normed
+        return int(block + latents) * self._itemsize()
+
+    def _imagine(
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        extrinsics: Tensor | None,
+        cache: PredictorCache,
+    ) -> Tensor:
+        """Rolls (B, H, A) actions out from one frame; proprio holds one state, or all H."""
+        H = actions.shape[1]
+        state, z = proprio[:, 0], latents
+        imagined = []
+        for t in range(H):
+            if proprio.shape[1] == H:
                 state = proprio[:, t]
-            action = plans[:, t]
+            if t == H - 1:
+                for layer in cache.layers:
+                    layer.is_last = True
+            action = actions[:, t]
             camera = extrinsics[:, t : t + 1] if extrinsics is not None else None
             z = self._norm(self.predictor(z, state[:, None], action[:, None], camera, cache))
             state = integrate(state, action)
             imagined.append(z)
-        out = torch.cat(imagined, dim=1)  # (B * S, H, N, D)
-        assert out.shape[1] == H
-        return out.unflatten(0, tuple(actions.shape[:-2])) if actions.ndim == 4 else out
+        return torch.cat(imagined, dim=1)  # (B, H, N, D)
 
     def _norm(self, prediction: Tensor) -> Tensor:
         if self.standardise:

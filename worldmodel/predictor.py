@@ -1,6 +1,10 @@
-"""The action-conditioned predictor of V-JEPA 2-AC: latents, pose, action to the next latents."""
+"""The action-conditioned predictor of V-JEPA 2-AC: latents, pose, action to the next latents.
 
-from collections.abc import Sequence
+With several views, several embodiments and a window it is that predictor's extension along the line
+of RoboJEPA (arXiv 2610.10515); with the defaults it is exactly V-JEPA 2-AC's.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from worldmodel.embodiment import END_EFFECTOR, Embodiment, embodiment_sizes
+from worldmodel.frame_groups import block_causal_mask, group_positions, hide_missing, join_views
+from worldmodel.names import unknown
 from worldmodel.pose import (
     ACTION_SIZE,
     GRIPPER,
@@ -17,7 +24,7 @@ from worldmodel.pose import (
     euler_to_matrix,
     integrate,
 )
-from worldmodel.rope import RopeStyle, grid_positions, rope_table
+from worldmodel.rope import RopeStyle, rope_table
 from worldmodel.transformer import KeyValueCache, initialise, make_blocks
 
 EXTRINSICS_SIZE = 6
@@ -30,15 +37,31 @@ class PredictorCache:
 
     Attributes:
         layers: One key-value cache per block.
-        num_frames: How many frames the cache holds.
+        num_frames: How many frames were seen. With a window the layers hold the last of them only.
+        view_mask: Which views the held frames had, (B, held frames, V); None if all had all.
     """
 
     layers: list[KeyValueCache]
     num_frames: int = 0
+    view_mask: Tensor | None = None
 
     def repeat(self, times: int) -> "PredictorCache":
         """Returns a cache in which each batch entry stands `times` times in a row."""
-        return PredictorCache([layer.repeat(times) for layer in self.layers], self.num_frames)
+        views = self.view_mask
+        return PredictorCache(
+            [layer.repeat(times) for layer in self.layers],
+            self.num_frames,
+            views.repeat_interleave(times, dim=0) if views is not None else None,
+        )
+
+    def drop(self, num_frames: int, group_size: int) -> None:
+        """Forgets the `num_frames` oldest frames held, of `group_size` tokens each."""
+        for layer in self.layers:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys = layer.keys[:, :, num_frames * group_size :]
+                layer.values = layer.values[:, :, num_frames * group_size :]
+        if self.view_mask is not None:
+            self.view_mask = self.view_mask[:, num_frames:]
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -46,6 +69,7 @@ class ActionConditionedPredictor(nn.Module):
 
     Each frame becomes a group of tokens [action, proprio, (extrinsics), N patches]; a group attends
     to itself and to the groups before it. Output slice t predicts the latents of frame t + 1.
+    With V views a group is [action, proprio, (V extrinsics), V * N patches].
 
     Args:
         latent_dim: Size D of the latents that go in and come out.
@@ -65,6 +89,13 @@ class ActionConditionedPredictor(nn.Module):
             also as sines and cosines of this many octaves (Fourier features, Tancik et al. 2020),
             and the action token also carries the pose the action leads to. A small network learns
             features that change within centimetres much faster so.
+        num_views: Camera views V of a frame. Above 1, latents are (B, T, V, N, D), and what comes
+            from a view carries the embedding learned for it.
+        embodiments: Further robots by name, each with the sizes (action, proprio) of what it
+            speaks in. They share all but their projections (`Embodiment`). An arm that speaks in
+            end-effector poses needs none: it is "end_effector", which every predictor has.
+        window: How many frames a frame attends to, its own included; all before it if None.
+            Through the blocks it still hears of older ones, `window - 1` more with each.
     """
 
     proprio_mean: Tensor
@@ -86,6 +117,9 @@ class ActionConditionedPredictor(nn.Module):
         residual: bool = True,
         rotation_input: RotationInput = "matrix",
         num_frequencies: int = 4,
+        num_views: int = 1,
+        embodiments: Mapping[str, Sequence[int]] | None = None,
+        window: int | None = None,
     ):
         super().__init__()
         if rotation_input not in ("euler", "matrix"):
@@ -104,6 +138,13 @@ class ActionConditionedPredictor(nn.Module):
         if num_frequencies < 0:
             raise ValueError(f"num_frequencies must be 0 or more, got {num_frequencies}")
         self.num_frequencies = num_frequencies
+        if num_views < 1:
+            raise ValueError(f"num_views must be 1 or more, got {num_views}")
+        self.num_views = num_views
+        self.embodiments = embodiment_sizes(embodiments or {})
+        if window is not None and window < 1:
+            raise ValueError(f"window must be 1 or more frames, or None for all, got {window}")
+        self.window = window
 
         scaled_size = PROPRIO_SIZE if rotation_input == "euler" else 3 + 6 + 1
         pose_size = scaled_size + 3 * 2 * num_frequencies
@@ -126,53 +167,88 @@ class ActionConditionedPredictor(nn.Module):
         self.register_buffer("proprio_mean", torch.zeros(scaled_size))
         self.register_buffer("proprio_std", torch.ones(scaled_size))
         self.register_buffer("action_std", torch.ones(ACTION_SIZE))
+        self.embodiment_encoders = nn.ModuleDict(
+            {
+                name: Embodiment(action_size=action, proprio_size=proprio, embed_dim=embed_dim)
+                for name, (action, proprio) in self.embodiments.items()
+            }
+        )
         initialise(self, self.predictor_blocks)
+        if num_views > 1:
+            self.view_embed = nn.Parameter(torch.empty(num_views, embed_dim))
+            nn.init.trunc_normal_(self.view_embed, std=0.02)
 
     def forward(
         self,
-        latents: Float[Tensor, "batch frames tokens dim"],
-        proprio: Float[Tensor, "batch frames 7"],
-        actions: Float[Tensor, "batch frames 7"],
-        extrinsics: Float[Tensor, "batch frames 6"] | None = None,
+        latents: Float[Tensor, "batch frames *views tokens dim"],
+        proprio: Float[Tensor, "batch frames proprio"],
+        actions: Float[Tensor, "batch frames action"],
+        extrinsics: Float[Tensor, "batch frames *views 6"] | None = None,
         cache: PredictorCache | None = None,
-    ) -> Float[Tensor, "batch frames tokens dim"]:
+        *,
+        view_mask: Bool[Tensor, "batch frames num_views"] | None = None,
+        embodiment: str = END_EFFECTOR,
+    ) -> Float[Tensor, "batch frames *views tokens dim"]:
         """Returns the predicted latents of the frame after each given one, before any norm.
 
         Args:
-            latents: Latents of T frames.
-            proprio: End-effector state at each frame.
+            latents: Latents of T frames, (B, T, N, D), or (B, T, V, N, D) with several views.
+            proprio: State at each frame: the end effector's, or what the embodiment speaks in.
             actions: Action that leaves each frame.
-            extrinsics: Camera pose (metres, extrinsic xyz Euler) at each frame.
+            extrinsics: Camera pose (metres, extrinsic xyz Euler) of each view at each frame.
             cache: The frames before these; this call adds its own to it. Cached and uncached
                 results are equal because attention never looks ahead.
+            view_mask: False where a view is missing; each frame needs one that is there. What
+                stands in for a missing view is never read: nothing attends to its tokens, and they
+                enter as zeros. What comes out for it is a guess that no loss should use.
+            embodiment: Whose actions and proprio these are; one for the whole batch.
 
         Raises:
-            ValueError: A shape does not fit the model.
+            ValueError: A shape does not fit the model, the embodiment is unknown, or a frame has no
+                view at all.
         """
-        self._check(latents, proprio, actions, extrinsics)
-        B, T, N, _ = latents.shape
+        self._check(latents, proprio, actions, extrinsics, view_mask, embodiment)
+        B, T = latents.shape[:2]
+        V, N = self.num_views, latents.shape[-2]
         past = cache.num_frames if cache is not None else 0
+        held = past if self.window is None else min(past, self.window - 1)
+        if view_mask is not None:
+            latents = latents.masked_fill(~view_mask[..., None, None], 0)
+            if extrinsics is not None:
+                extrinsics = extrinsics.masked_fill(~view_mask[..., None], 0)
 
-        conditioning = [
-            self.action_encoder(self.action_features(proprio, actions)),
-            self.state_encoder(self.pose_features(proprio)),
-        ]
+        conditions = [token[:, :, None] for token in self._conditions(proprio, actions, embodiment)]
         if extrinsics is not None:
-            conditioning.append(self.extrinsics_encoder(extrinsics))
-        group = torch.cat(
-            [token[:, :, None] for token in conditioning] + [self.predictor_embed(latents)], dim=2
-        )  # (B, T, G, E)
+            cameras = self.extrinsics_encoder(extrinsics)
+            conditions.append(cameras + self.view_embed if V > 1 else cameras[:, :, None])
+        patches = self.predictor_embed(latents)
+        if V > 1:
+            patches = (patches + self.view_embed[:, None]).flatten(2, 3)  # (B, T, V * N, E)
+        group = torch.cat([*conditions, patches], dim=2)  # (B, T, G, E)
         G = group.shape[2]
-        rope = self._rope(past, T, num_conditioning=G - N, device=latents.device)
-        mask = block_causal_mask(T, G, past_frames=past, device=latents.device) if T > 1 else None
+        positions = group_positions(
+            T, self.grid_size, num_conditions=G - V * N, num_views=V, first_frame=past
+        )
+        rope = rope_table(positions.to(latents.device), self.embed_dim // self.num_heads, self.rope)
+        mask = None  # one frame sees itself and all that the cache still holds
+        if T > 1:
+            mask = block_causal_mask(
+                T, G, past_frames=held, window=self.window, device=latents.device
+            )
+        views = join_views(cache.view_mask if cache is not None else None, view_mask, (held, T))
+        if views is not None:
+            mask = hide_missing(mask, views, num_frames=T, num_patches=N, group_size=G)
 
         x = group.flatten(1, 2)  # (B, T * G, E)
         for index, block in enumerate(self.predictor_blocks):
             x = block(x, rope, mask, cache.layers[index] if cache is not None else None)
         if cache is not None:
             cache.num_frames += T
-        x = x.view(B, T, G, self.embed_dim)[:, :, G - N :]  # (B, T, N, E)
-        out = self.predictor_proj(self.predictor_norm(x))
+            cache.view_mask = views
+            if self.window is not None and held + T >= self.window:
+                cache.drop(held + T - (self.window - 1), G)
+        x = x.view(B, T, G, self.embed_dim)[:, :, G - V * N :]  # (B, T, V * N, E)
+        out = self.predictor_proj(self.predictor_norm(x)).view(latents.shape)
         return latents + out if self.residual else out
 
     def new_cache(self) -> PredictorCache:
@@ -204,51 +280,56 @@ class ActionConditionedPredictor(nn.Module):
         columns = euler_to_matrix(proprio[..., ROTATION])[..., :, :2].flatten(-2)  # (..., 6)
         return torch.cat((proprio[..., POSITION], columns, proprio[..., GRIPPER]), dim=-1)
 
-    def _rope(
-        self, past: int, num_frames: int, *, num_conditioning: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        rows, columns = self.grid_size
-        patches = grid_positions(num_frames, rows, columns).view(num_frames, rows * columns, 3)
-        # Conditioning tokens have a time only; position 0 leaves the other two slots unrotated.
-        conditioning = torch.zeros(num_frames, num_conditioning, 3)
-        conditioning[..., 0] = torch.arange(num_frames)[:, None]
-        positions = torch.cat((conditioning, patches), dim=1).flatten(0, 1)  # (T * G, 3)
-        positions[:, 0] += past
-        return rope_table(positions.to(device), self.embed_dim // self.num_heads, self.rope)
+    def _conditions(self, proprio: Tensor, actions: Tensor, embodiment: str) -> list[Tensor]:
+        if embodiment != END_EFFECTOR:
+            return self.embodiment_encoders[embodiment](proprio, actions)
+        return [
+            self.action_encoder(self.action_features(proprio, actions)),
+            self.state_encoder(self.pose_features(proprio)),
+        ]
 
     def _check(
-        self, latents: Tensor, proprio: Tensor, actions: Tensor, extrinsics: Tensor | None
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        extrinsics: Tensor | None,
+        view_mask: Tensor | None,
+        embodiment: str,
     ) -> None:
-        N = self.grid_size[0] * self.grid_size[1]
-        if latents.ndim != 4 or latents.shape[2:] != (N, self.latent_dim):
+        sizes = {END_EFFECTOR: (ACTION_SIZE, PROPRIO_SIZE), **self.embodiments}
+        if embodiment not in sizes:
+            raise ValueError(unknown("embodiment", embodiment, sizes))
+        action_size, proprio_size = sizes[embodiment]
+        whose = f" and embodiment {embodiment!r}" if self.embodiments else ""
+        views = (self.num_views,) if self.num_views > 1 else ()
+        frame = (*views, self.grid_size[0] * self.grid_size[1], self.latent_dim)
+        if latents.ndim != 2 + len(frame) or latents.shape[2:] != frame:
             raise ValueError(
-                f"latents must have shape (batch, frames, {N}, {self.latent_dim}), "
+                f"latents must have shape (batch, frames, {', '.join(map(str, frame))}), "
                 f"got {tuple(latents.shape)}"
             )
         B, T = latents.shape[:2]
-        for name, value, size in (
-            ("proprio", proprio, PROPRIO_SIZE),
-            ("actions", actions, ACTION_SIZE),
-            ("extrinsics", extrinsics, EXTRINSICS_SIZE),
+        for name, value, shape in (
+            ("proprio", proprio, (B, T, proprio_size)),
+            ("actions", actions, (B, T, action_size)),
+            ("extrinsics", extrinsics, (B, T, *views, EXTRINSICS_SIZE)),
+            ("view_mask", view_mask, (B, T, self.num_views)),
         ):
-            if value is not None and value.shape != (B, T, size):
+            if value is not None and value.shape != shape:
                 raise ValueError(
-                    f"{name} must have shape ({B}, {T}, {size}) to go with latents "
-                    f"{tuple(latents.shape)}, got {tuple(value.shape)}"
+                    f"{name} must have shape {shape} to go with latents {tuple(latents.shape)}"
+                    f"{whose}, got {tuple(value.shape)}"
                 )
         if self.use_extrinsics and extrinsics is None:
             raise ValueError("this predictor was built with use_extrinsics=True; pass extrinsics")
         if not self.use_extrinsics and extrinsics is not None:
             raise ValueError("this predictor takes no extrinsics (use_extrinsics=False)")
-
-
-def block_causal_mask(
-    num_frames: int, group_size: int, *, past_frames: int = 0, device: torch.device | None = None
-) -> Bool[Tensor, "tokens all_tokens"]:
-    """Returns the mask that lets each frame's tokens attend to their own and earlier frames.
-
-    True where attention is allowed; rows are the tokens of the `num_frames` new frames, columns
-    those of the `past_frames` cached frames and the new ones.
-    """
-    frame = torch.arange(past_frames + num_frames, device=device).repeat_interleave(group_size)
-    return frame[past_frames * group_size :, None] >= frame[None, :]
+        if view_mask is not None and self.num_views == 1:
+            raise ValueError("view_mask needs several views, but this predictor has num_views=1")
+        if view_mask is not None and not view_mask.any(dim=2).all():
+            entry, time = (~view_mask.any(dim=2)).nonzero()[0].tolist()
+            raise ValueError(
+                f"view_mask leaves frame {time} of batch entry {entry} no view at all; leave such "
+                "frames out of the batch"
+            )

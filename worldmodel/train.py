@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
+from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encode import LatentJob
@@ -87,7 +88,7 @@ class Windows:
 
 def train(
     *,
-    build_predictor: Callable[..., ActionConditionedPredictor],
+    build_predictor: Callable[..., ActionConditionedPredictor | AdaLNPredictor],
     job: LatentJob,
     latents: LatentCache,
     encoder_provenance: dict[str, Any],

@@ -18,17 +18,22 @@ class KeyValueCache:
     Attributes:
         keys: (B, heads, tokens, head_dim), rotated; None before the first call.
         values: (B, heads, tokens, head_dim).
+        is_last: The next tokens are the last. They are not kept, and what was kept is let go once
+            they have seen it, so no more than one layer's is held twice.
     """
 
     keys: Tensor | None = None
     values: Tensor | None = None
+    is_last: bool = False
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new tokens and returns all keys and values, old and new."""
         if self.keys is not None and self.values is not None:
             keys = torch.cat((self.keys, keys), dim=2)
             values = torch.cat((self.values, values), dim=2)
-        self.keys, self.values = keys, values
+        elif not self.is_last:
+            values = values.contiguous()  # a view would keep the whole query-key-value tensor
+        self.keys, self.values = (None, None) if self.is_last else (keys, values)
         return keys, values
 
     def repeat(self, times: int) -> "KeyValueCache":
@@ -55,7 +60,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "tokens all_tokens"] | None = None,
+        mask: Bool[Tensor, "*masks tokens all_tokens"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attends from `x` to itself, after the cached tokens if there is a cache."""
@@ -96,7 +101,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "tokens all_tokens"] | None = None,
+        mask: Bool[Tensor, "*masks tokens all_tokens"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Maps tokens to tokens; `mask` is True where attention is allowed."""

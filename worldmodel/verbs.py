@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worldmodel.data.validate import CheckReport
     from worldmodel.encode import LatentJob
     from worldmodel.evaluate import PlannerSettings
+    from worldmodel.interfaces import Encoder
     from worldmodel.landscape import Pair
     from worldmodel.results import Evaluation
     from worldmodel.training import Schedule
@@ -40,6 +41,8 @@ def run(verb: str, config: "DictConfig", *, json_to: TextIO | None) -> int:
         return _evaluate(config, verb, json_to=json_to)
     if verb == "transcode":
         return _transcode(config)
+    if verb == "models":
+        return _models(config)
     runners: dict[str, Callable[[DictConfig], None]] = {
         "collect": _collect,
         "convert": _convert,
@@ -242,7 +245,7 @@ def _encode(config: "DictConfig") -> None:
 
     from worldmodel.data.latent_jobs import rank_and_world
 
-    job = _latent_job(config)
+    job, _ = _latent_job(config)
     if config.verify:
         checked = job.verify(sample=config.verify)
         print(
@@ -263,12 +266,33 @@ def _encode(config: "DictConfig") -> None:
         print(f"latents of {len(cache)} episodes in {cache.path}")
 
 
-def _latent_job(config: "DictConfig") -> "LatentJob":
-    from worldmodel.checkpoint import load_encoder
+def _load_encoder(source: str) -> "tuple[Encoder, int, dict[str, Any]]":
+    """Returns an encoder, its image size and where it comes from: ours, or a published one."""
+    from worldmodel import checkpoint, hub
+
+    if _is_published(source):
+        loaded = hub.load_encoder(source)
+        return loaded.encoder, loaded.image_size, dict(loaded.provenance)
+    encoder, image_size = checkpoint.load_encoder(source)
+    return encoder, image_size, checkpoint.read_config(source)["provenance"]
+
+
+def _is_published(source: str) -> bool:
+    """Whether this names a published model, or a file or folder of one, and not one of ours."""
+    from worldmodel import hub
+
+    path = Path(source)
+    if path.is_dir():
+        return (path / "model.safetensors").is_file()
+    return path.is_file() or source in [model.name for model in hub.MODELS]
+
+
+def _latent_job(config: "DictConfig") -> "tuple[LatentJob, dict[str, Any]]":
+    """Returns the job that the settings describe, and where its encoder comes from."""
     from worldmodel.encode import latent_job
 
-    encoder, image_size = load_encoder(config.encoder_checkpoint)
-    return latent_job(
+    encoder, image_size, provenance = _load_encoder(config.encoder_checkpoint)
+    job = latent_job(
         encoder=encoder,
         image_size=image_size,
         source=_source(config),
@@ -281,6 +305,7 @@ def _latent_job(config: "DictConfig") -> "LatentJob":
         dtype=config.latent_dtype,
         pool=config.pool,
     )
+    return job, provenance
 
 
 def _build_latents(
@@ -337,10 +362,9 @@ def _pretrain(config: "DictConfig") -> None:
 
 
 def _train(config: "DictConfig") -> None:
-    from worldmodel.checkpoint import read_config
     from worldmodel.train import train
 
-    job = _latent_job(config)
+    job, encoder_provenance = _latent_job(config)
     _set_threads(config)
     run = _open("train", config)
     latents = _build_latents(job, config)
@@ -349,7 +373,7 @@ def _train(config: "DictConfig") -> None:
         build_predictor=_instantiate(config.predictor),
         job=job,
         latents=latents,
-        encoder_provenance=read_config(config.encoder_checkpoint)["provenance"],
+        encoder_provenance=encoder_provenance,
         run=run,
         window=config.window,
         strides=list(config.strides),
@@ -372,12 +396,18 @@ def _train(config: "DictConfig") -> None:
     )
 
 
-def _planner(config: "DictConfig") -> "PlannerSettings":
+def _planner(config: "DictConfig", world: Any) -> "PlannerSettings":
     from worldmodel.evaluate import PlannerSettings
 
     planner = config.planner
+    chunk_size = planner.search.chunk_size
+    if planner.memory_mib is not None:
+        if chunk_size is not None:
+            raise UserError("planner.memory_mib and planner.search.chunk_size exclude each other")
+        steps = planner.num_context - 1 + planner.search.horizon
+        chunk_size = world.plans_within(planner.memory_mib, steps=steps)
     return PlannerSettings(
-        search=_instantiate(planner.search),
+        search=_instantiate(planner.search, chunk_size=chunk_size),
         axes=tuple(planner.axes),
         limits=None if planner.limits is None else tuple(planner.limits),
         warm_start=planner.warm_start,
@@ -388,10 +418,15 @@ def _planner(config: "DictConfig") -> "PlannerSettings":
 
 
 def _load_world(config: "DictConfig") -> Any:
+    from worldmodel import hub
     from worldmodel.checkpoint import load, load_default
 
     _set_threads(config)
-    return load_default() if config.checkpoint is None else load(config.checkpoint)
+    if config.checkpoint is None:
+        return load_default()
+    if _is_published(config.checkpoint):
+        return hub.load(config.checkpoint)
+    return load(config.checkpoint)
 
 
 def _plan(config: "DictConfig") -> None:
@@ -399,7 +434,7 @@ def _plan(config: "DictConfig") -> None:
 
     _check_backends(config.backend)
     world = _load_world(config)
-    settings = _planner(config)
+    settings = _planner(config, world)
     run = _open("plan", config)
     episode = plan(
         world=world,
@@ -421,6 +456,27 @@ def _plan(config: "DictConfig") -> None:
         )
     else:
         print(f"energy to the goal image {episode.energies[0]:.3f} -> {episode.energies[-1]:.3f}")
+
+
+def _models(config: "DictConfig") -> int:
+    """Returns the exit status: 1 if a file is not what it should be."""
+    from worldmodel import hub
+    from worldmodel.names import unknown
+
+    actions = ("list", "download", "verify")
+    if config.action not in actions:
+        raise UserError(unknown("action", config.action, actions))
+    if config.action == "list":
+        print(hub.list_models())
+        return 0
+    if config.source is None:
+        raise UserError(f"models {config.action} needs a name or a path; see worldmodel models")
+    if config.action == "download":
+        print(hub.fetch(hub.find(config.source)))
+        return 0
+    report = hub.verify(config.source, against=config.against)
+    print(report)
+    return 0 if report.ok else 1
 
 
 def _landscape(config: "DictConfig") -> None:
@@ -470,7 +526,7 @@ def _evaluate(config: "DictConfig", verb: str, *, json_to: TextIO | None) -> int
 
     _check_backends(config.backend)
     world = _load_world(config)
-    settings = _planner(config)
+    settings = _planner(config, world)
     run = _open(verb, config)
     description = OmegaConf.to_container(config, resolve=True)
     assert isinstance(description, dict)

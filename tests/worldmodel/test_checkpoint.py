@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from worldmodel import checkpoint
+from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.jepa import JEPA
 
 
@@ -164,3 +165,34 @@ def test_default_names_the_shipped_encoder() -> None:
     shipped = checkpoint.load_default()
     assert image_size == shipped.image_size
     assert checkpoint.fingerprint(encoder) == checkpoint.fingerprint(shipped.encoder)
+
+
+@pytest.mark.parametrize("kind", sorted(checkpoint.ENCODERS.keys() - {"dino"}))
+def test_every_kind_of_encoder_is_saved_and_loaded(kind: str, tmp_path) -> None:
+    geometry = {"patch_size": 8, "embed_dim": 24, "depth": 12, "num_heads": 2}
+    sized = {"image_size": 32} if kind in ("ijepa", "vjepa1") else {}
+    encoder = checkpoint.ENCODERS[kind](**geometry, **sized)
+    checkpoint.save_encoder(encoder, tmp_path, image_size=32, provenance={})
+    loaded, image_size = checkpoint.load_encoder(tmp_path)
+    assert type(loaded) is type(encoder) and image_size == 32
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(encoder)
+
+
+def test_an_adaln_predictor_is_saved_and_loaded(tmp_path, make_encoder) -> None:
+    encoder = make_encoder()
+    predictor = AdaLNPredictor(
+        latent_dim=encoder.embed_dim, grid_size=(4, 4), embed_dim=24, depth=1, num_heads=2
+    )
+    world = JEPA(encoder=encoder, predictor=predictor, image_size=32)
+    checkpoint.save(world, tmp_path, provenance={})
+    loaded = checkpoint.load(tmp_path)
+    assert type(loaded.predictor) is AdaLNPredictor
+    assert checkpoint.fingerprint(loaded.predictor) == checkpoint.fingerprint(predictor)
+
+
+def test_an_unknown_kind_of_encoder_is_refused(tmp_path, make_world) -> None:
+    checkpoint.save(make_world(), tmp_path, provenance={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"encoder_type": "vjepa3"}))
+    with pytest.raises(ValueError, match="unknown encoder type 'vjepa3'; did you mean 'vjepa2'?"):
+        checkpoint.load(tmp_path)

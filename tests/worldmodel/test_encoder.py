@@ -99,7 +99,7 @@ def test_vit_l_has_the_published_number_of_parameters() -> None:
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ((1, 3, 3, 16, 16), "a multiple of tubelet_size=2 frames, got 3; repeat a single image"),
+        ((1, 3, 3, 16, 16), "a multiple of tubelet_size=2 frames, got 3; a single image makes 2"),
         ((1, 3, 0, 16, 16), "a multiple of tubelet_size=2 frames, got 0"),
         ((1, 3, 2, 20, 16), "image sides must be multiples of patch_size=8, got 20x16"),
         ((1, 3, 2, 16, 0), "image sides must be multiples of patch_size=8, got 16x0"),

@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.encoder import VideoEncoder
 from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA, encode_frames, normalise_rgb
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.pose import integrate
+from worldmodel.predictor import ActionConditionedPredictor
 
 
 def frames_of(batch: int, steps: int, size: int = 32) -> Tensor:
@@ -242,3 +244,86 @@ def test_pictures_of_another_size_are_cut_and_resized_as_in_training(make_encode
     with torch.no_grad():
         latents, expected = world.encode(wide), world.encode(torch.from_numpy(fitted))
     torch.testing.assert_close(latents, expected, atol=0, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("context", [1, 3])
+@pytest.mark.parametrize("batch, working, group", [(1, 0, 1), (1, 60_000, 2), (2, 60_000, 1)])
+def test_plans_imagined_in_groups_are_those_imagined_at_once(
+    make_world, make_motion, monkeypatch, context: int, batch: int, working: int, group: int
+) -> None:
+    world, (proprio, _) = make_world(), make_motion(batch, 4)
+    latents = world.encode(frames_of(batch, context))
+    plans = torch.stack([make_motion(batch, 4, seed=s)[1] for s in range(5)], dim=1)
+    plans[:, :, : context - 1] = plans[:, :1, : context - 1]
+    together = world.rollout(latents, proprio[:, :context], plans)
+
+    calls: list[tuple[int, int]] = []
+    world.predictor.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[:2]))
+    monkeypatch.setattr("worldmodel.jepa.MIB", 1)  # a plan here works on 29 kB
+    monkeypatch.setattr("worldmodel.jepa.CPU_WORKING_MIB", working)
+    grouped = world.rollout(latents, proprio[:, :context], plans)
+    torch.testing.assert_close(grouped, together, atol=1e-5, rtol=1e-5)
+    steps = [(batch * len(x), 1) for x in torch.arange(5).split(group) for _ in range(5 - context)]
+    before = [(batch, context - 1)] if context > 1 else []  # once, whatever the groups
+    assert [tuple(shape) for shape in calls] == before + steps
+
+
+@torch.inference_mode()
+def test_a_rollout_keeps_no_keys_that_nothing_will_read(
+    make_world, make_motion, monkeypatch
+) -> None:
+    world, (proprio, actions) = make_world(), make_motion(2, 3)
+    caches = []
+    new_cache = world.predictor.new_cache
+    monkeypatch.setattr(
+        world.predictor, "new_cache", lambda: caches.append(new_cache()) or caches[-1]
+    )
+    tokens: list[list[int]] = []
+    world.predictor.register_forward_hook(
+        lambda *_: tokens.append(
+            [0 if layer.keys is None else layer.keys.shape[2] for layer in caches[-1].layers]
+        )
+    )
+    world.rollout(world.encode(frames_of(2, 1)), proprio[:, :1], actions)
+    assert tokens == [[18, 18], [36, 36], [0, 0]]
+
+
+@torch.inference_mode()
+def test_kept_values_do_not_keep_queries_and_keys_alive(make_world, make_motion) -> None:
+    world, (proprio, actions) = make_world(), make_motion(1, 1)
+    cache = world.predictor.new_cache()
+    world.predictor(world.encode(frames_of(1, 1)), proprio, actions, cache=cache)
+    for layer in cache.layers:
+        assert layer.keys is not None and layer.values is not None
+        for kept in (layer.keys, layer.values):
+            assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+def published_world() -> JEPA:
+    """The geometry of V-JEPA 2-AC without numbers in it."""
+    with torch.device("meta"):
+        return JEPA(
+            encoder=VideoEncoder(embed_dim=1408, depth=1, num_heads=22),
+            predictor=ActionConditionedPredictor(latent_dim=1408, grid_size=(16, 16)),
+            image_size=256,
+        )
+
+
+def test_the_published_search_fits_beside_its_weights_into_16_gib() -> None:
+    world = published_world().bfloat16()
+    weights_mib = 2 * (1_012_000_000 + 305_220_992) / 2**20  # ViT-g and the predictor
+    assert world.plans_within(16 * 1024 - weights_mib, steps=1) >= 800
+    assert 1 <= world.plans_within(16 * 1024 - weights_mib, steps=8) < 100  # all keys are kept
+
+
+def test_a_plan_is_as_large_as_the_arithmetic_says() -> None:
+    world = published_world()
+    one_step = 4 * (259 * 1024 * (2 + 2 * 4) + 3 * 256 * 1408)  # what a block works on
+    one_step += 4 * (2 * 259 * 1024 + 2 * 256 * 1408)  # one layer's keys and values; the result
+    assert world.plans_within(10.5 * one_step / 2**20, steps=1) == 10
+    more = 4 * (2 * (24 + 1) * 259 * 1024 + 2 * 256 * 1408)  # a frame in all layers, one joined
+    assert world.plans_within(10.5 * (one_step + 2 * more) / 2**20, steps=3) == 10
+    assert world.bfloat16().plans_within(10.5 * one_step / 2**20, steps=1) == 21
+    with pytest.raises(ValueError, match=r"one plan of 3 steps needs \d+\.\d MiB .* memory_mib=9"):
+        world.plans_within(9, steps=3)

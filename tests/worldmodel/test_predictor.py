@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.predictor import ActionConditionedPredictor, block_causal_mask
+from worldmodel.frame_groups import block_causal_mask
+from worldmodel.predictor import ActionConditionedPredictor
 
 
 def latents_of(batch: int, frames: int, tokens: int = 16, size: int = 24) -> Tensor:
