@@ -94,7 +94,7 @@ class LatentConfig(DataConfig):
     cache: str = "datasets/latents"
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings
-    crop: str = "none"  # frames of another size than the encoder's: none refuses, square, squash
+    crop: str = "none"  # frames of another size: none refuses, square, squash, eval
     merge: int = 2  # side of the square of tokens joined into one latent token
     pool: int = 1  # side of the square of merged tokens averaged into one
     latent_dtype: str = "float16"  # float16, or int8 with a scale per token: half the size
@@ -123,7 +123,7 @@ class PretrainConfig(DataConfig):
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings
     image_size: int | None = None  # pixels; null is the size of the recordings
-    crop: str = "none"  # frames of another size: none refuses, square, squash
+    crop: str = "none"  # frames of another size: none refuses, square, squash, eval
     clip_frames: int = 1  # 1: single frames, doubled, as planning sees them
     levels: list[int] = field(default_factory=list)  # encoder blocks that are context and target
     predictor_dim: int = 96

@@ -166,6 +166,21 @@ def test_plans_with_a_context_of_several_frames(toy):
     assert np.linalg.norm(poses[-1][:3] - goal[:3]) < 0.01
 
 
+def test_goal_and_picture_are_encoded_once_however_long_the_search(toy):
+    encoded = []
+
+    class Counting(toy.LinearWorld):
+        def encode(self, frames):
+            encoded.append(tuple(frames.shape[:2]))
+            return super().encode(frames)
+
+    mpc = controller(Counting(toy.mixed.matrix), cem(chunk_size=10), num_context=2)
+    mpc.set_goal(toy.image_of(toy.start[0]))
+    for k in range(3):
+        mpc.act(toy.image_of(toy.start[0]), toy.start[0].numpy())
+        assert encoded == [(1, 1)] * (2 + k)
+
+
 # --- Deadline -----------------------------------------------------------------------------------
 
 

@@ -121,6 +121,11 @@ def test_a_mistake_is_one_line_that_says_what_to_do(fails, words: list[str], exp
         (["planner.search.num_samples=1"], "num_samples must be at least 2, got 1"),
         (["device=tpu"], "device must be auto, cpu or cuda, got 'tpu'"),
         (["episodes=0"], "episodes must be at least 1, got 0"),
+        (["planner.memory_mib=0.01"], "one plan of 1 steps needs"),
+        (
+            ["planner.memory_mib=9", "planner.search.chunk_size=3"],
+            "planner.memory_mib and planner.search.chunk_size exclude each other",
+        ),
     ],
 )
 def test_a_mistake_that_the_parts_find_is_one_line_too(
@@ -261,3 +266,23 @@ def test_paths_need_no_quotes_of_hydras(tmp_path: Path, capsys, monkeypatch) -> 
     assert main(["collect", "out=set", *words]) == 0
     assert main(["convert", "set", odd]) == 0
     assert (tmp_path / odd / "store.json").is_file()
+
+
+def test_a_memory_budget_becomes_the_number_of_plans_at_once() -> None:
+    from worldmodel import load_default
+    from worldmodel.verbs import _planner
+
+    world = load_default()
+    overrides = ["planner.memory_mib=2", "planner.search.horizon=3", "planner.num_context=2"]
+    config = compose("evaluate", overrides)
+    search = _planner(config, world).search
+    assert search.chunk_size == world.plans_within(2, steps=4)
+    assert 1 <= search.chunk_size < world.plans_within(20, steps=4)
+    assert _planner(compose("evaluate", []), world).search.chunk_size is None
+
+
+def test_models_are_listed_and_a_file_is_described(capsys, tmp_path: Path) -> None:
+    assert main(["models"]) == 0
+    assert re.search(r"^vjepa2-ac +1408x40/16", capsys.readouterr().out, re.MULTILINE)
+    assert main(["models", "verify", str(tmp_path / "nothing.pt")]) == 2
+    assert "nothing.pt" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from worldmodel.images import crop_box, fit_frames
 
@@ -36,7 +38,7 @@ def test_squash_presses_wide_into_square():
 
 def test_frames_of_the_right_size_are_untouched():
     frames = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    for crop in ("square", "squash", "none"):
+    for crop in ("square", "squash", "eval", "none"):
         assert fit_frames(frames, 16, crop) is frames
 
 
@@ -51,5 +53,32 @@ def test_what_cannot_be_fitted_is_an_error():
     frames = np.zeros((1, 8, 12, 3), np.uint8)
     with pytest.raises(ValueError, match="frames are 8 x 12 pixels but the encoder takes 8 x 8"):
         fit_frames(frames, 8, "none")
-    with pytest.raises(ValueError, match="crop must be one of square, squash, none, got 'middle'"):
+    with pytest.raises(
+        ValueError, match="crop must be one of square, squash, eval, none, got 'middle'"
+    ):
         fit_frames(frames, 8, "middle")
+
+
+@pytest.mark.parametrize("height, width", [(720, 1280), (180, 320), (640, 320)])
+def test_squash_interpolates_as_published(height, width):
+    """Bilinear, half-pixel centres, no averaging: what torch does, to rounding."""
+    frames = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    top, left, rows, columns = crop_box(height, width, "squash")
+    kept = torch.from_numpy(frames[:, top : top + rows, left : left + columns]).movedim(-1, 1)
+    expected = F.interpolate(kept.float(), (256, 256), mode="bilinear", align_corners=False)
+    ours = torch.from_numpy(fit_frames(frames, 256, "squash")).movedim(-1, 1).float()
+    assert (ours - expected).abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("size, short", [(256, 292), (384, 438)])
+def test_eval_enlarges_and_cuts(size, short):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 480, 640, 3), np.uint8)
+    pixels = torch.from_numpy(frames).movedim(-1, 1).float()
+    resized = F.interpolate(
+        pixels, (short, int(640 * short / 480)), mode="bilinear", align_corners=False
+    )
+    left = round((resized.shape[-1] - size) / 2)
+    top = (short - size) // 2
+    expected = resized[:, :, top : top + size, left : left + size]
+    ours = torch.from_numpy(fit_frames(frames, size, "eval")).movedim(-1, 1).float()
+    assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1.0
