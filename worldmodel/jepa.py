@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from worldmodel.adaln_predictor import AdaLNPredictor
@@ -125,39 +125,40 @@ class JEPA(nn.Module):
         """Where the model is."""
         return self.latent_mean.device
 
-    def encode(self, frames: Tensor) -> Float[Tensor, "batch frames tokens dim"]:
+    def encode(self, frames: Tensor) -> Float[Tensor, "batch frames *views tokens dim"]:
         """Returns the latents of each frame by itself, entered as the encoder takes single images.
 
         Args:
             frames: RGB as uint8 (B, T, height, width, 3), cut and resized by `crop` if they have
-                another size; or as float (B, T, 3, height, width) already normalised.
+                another size; or as float (B, T, 3, height, width) already normalised. With several
+                views (B, T, V, ...): latents are then (B, T, V, N, D).
 
         Raises:
             ValueError: The frames have another shape or size than the model takes.
             TypeError: The frames are neither uint8 nor floating point.
         """
-        if frames.dtype == torch.uint8 and frames.ndim == 5 and self.crop != "none":
+        if frames.dtype == torch.uint8 and frames.ndim in (5, 6) and self.crop != "none":
             frames = self._fit(frames)
         self._check_frames(frames)
-        pixels = frames.to(self.device).flatten(0, 1)
+        pixels = frames.to(self.device).flatten(0, -4)
         latents = encode_frames(self.encoder, pixels, self.merge, self.pool)
         if self.standardise:
             latents = (latents - self.latent_mean) / self.latent_std
-        return latents.unflatten(0, tuple(frames.shape[:2]))
+        return latents.unflatten(0, tuple(frames.shape[:-3]))
 
     def _fit(self, frames: Tensor) -> Tensor:
-        pixels = frames.flatten(0, 1).cpu().numpy()
+        pixels = frames.flatten(0, -4).cpu().numpy()
         fitted = np.ascontiguousarray(fit_frames(pixels, self.image_size, self.crop))
-        return torch.from_numpy(fitted).unflatten(0, tuple(frames.shape[:2]))
+        return torch.from_numpy(fitted).unflatten(0, tuple(frames.shape[:-3]))
 
     def _check_frames(self, frames: Tensor) -> None:
         size = self.image_size
         if frames.dtype == torch.uint8:
             expected = f"(batch, frames, {size}, {size}, 3)"
-            fits = frames.ndim == 5 and frames.shape[2:] == (size, size, 3)
+            fits = frames.ndim in (5, 6) and frames.shape[-3:] == (size, size, 3)
         elif frames.is_floating_point():
             expected = f"(batch, frames, 3, {size}, {size})"
-            fits = frames.ndim == 5 and frames.shape[2:] == (3, size, size)
+            fits = frames.ndim in (5, 6) and frames.shape[-3:] == (3, size, size)
         else:
             raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
         if not fits:
@@ -168,13 +169,17 @@ class JEPA(nn.Module):
 
     def predict(
         self,
-        latents: Float[Tensor, "batch frames tokens dim"],
+        latents: Float[Tensor, "batch frames *views tokens dim"],
         proprio: Float[Tensor, "batch frames 7"],
         actions: Float[Tensor, "batch frames 7"],
-        extrinsics: Float[Tensor, "batch frames 6"] | None = None,
-    ) -> Float[Tensor, "batch frames tokens dim"]:
-        """Returns the latents predicted for the frame after each given one (teacher forcing)."""
-        return self._norm(self.predictor(latents, proprio, actions, extrinsics))
+        extrinsics: Float[Tensor, "batch frames *views 6"] | None = None,
+        view_mask: Bool[Tensor, "batch frames views"] | None = None,
+    ) -> Float[Tensor, "batch frames *views tokens dim"]:
+        """Returns the latents predicted for the frame after each given one (teacher forcing).
+
+        `view_mask` is False where a view is missing, see `ActionConditionedPredictor.forward`.
+        """
+        return self._step(latents, proprio, actions, extrinsics, None, view_mask)
 
     def rollout(
         self,
@@ -182,6 +187,7 @@ class JEPA(nn.Module):
         proprio: Float[Tensor, "batch states 7"],
         actions: Tensor,
         extrinsics: Float[Tensor, "batch steps *views 6"] | None = None,
+        view_mask: Bool[Tensor, "batch context views"] | None = None,
     ) -> Tensor:
         """Imagines H steps after C context frames, feeding predictions back.
 
@@ -197,6 +203,8 @@ class JEPA(nn.Module):
             actions: (B, C - 1 + H, 7), or S plans a batch entry as (B, S, C - 1 + H, 7). The first
                 C - 1 led from one context frame to the next (and are the same in all S plans).
             extrinsics: Camera poses at all C - 1 + H frames, if the predictor takes them.
+            view_mask: False where a view of a context frame is missing. Views that the last one
+                lacks stay missing: what is imagined of them is a guess that no energy should use.
 
         Returns:
             Latents (B, H, N, D), or (B, S, H, N, D) for S plans, normed like those of `encode`.
@@ -210,19 +218,21 @@ class JEPA(nn.Module):
         shared = actions if actions.ndim == 3 else actions[:, 0]
         past = self.predictor.new_cache()
         if C > 1:
-            self.predictor(
+            self._step(
                 latents[:, :-1],
                 proprio[:, : C - 1],
                 shared[:, : C - 1],
                 extrinsics[:, : C - 1] if extrinsics is not None else None,
                 past,
+                view_mask[:, :-1] if view_mask is not None else None,
             )
         last = latents[:, -1:]
         states = proprio[:, C - 1 :]
         cameras = extrinsics[:, C - 1 :] if extrinsics is not None else None
+        views = view_mask[:, -1:] if view_mask is not None else None
         ahead = actions[..., C - 1 :, :]
         if actions.ndim == 3:
-            return self._imagine(last, states, ahead, cameras, past)
+            return self._imagine(last, states, ahead, cameras, past, views)
         at_once = actions.shape[1]
         if self.device.type == "cpu":
             plan_bytes = self._working_bytes(last.shape[2:-1].numel()) * last.shape[0]
@@ -236,6 +246,7 @@ class JEPA(nn.Module):
                 plans.flatten(0, 1),
                 cameras.repeat_interleave(S, dim=0) if cameras is not None else None,
                 past.repeat(S),
+                views.repeat_interleave(S, dim=0) if views is not None else None,
             )
             imagined.append(future.unflatten(0, (-1, S)))
         return torch.cat(imagined, dim=1)
@@ -286,6 +297,7 @@ class JEPA(nn.Module):
         actions: Tensor,
         extrinsics: Tensor | None,
         cache: PredictorCache,
+        view_mask: Tensor | None,
     ) -> Tensor:
         """Rolls (B, H, A) actions out from one frame; proprio holds one state, or all H."""
         H = actions.shape[1]
@@ -299,10 +311,27 @@ class JEPA(nn.Module):
                     layer.is_last = True
             action = actions[:, t]
             camera = extrinsics[:, t : t + 1] if extrinsics is not None else None
-            z = self._norm(self.predictor(z, state[:, None], action[:, None], camera, cache))
+            z = self._step(z, state[:, None], action[:, None], camera, cache, view_mask)
             state = integrate(state, action)
             imagined.append(z)
         return torch.cat(imagined, dim=1)  # (B, H, N, D)
+
+    def _step(
+        self,
+        latents: Tensor,
+        proprio: Tensor,
+        actions: Tensor,
+        extrinsics: Tensor | None,
+        cache: PredictorCache | None,
+        view_mask: Tensor | None,
+    ) -> Tensor:
+        if view_mask is None:
+            return self._norm(self.predictor(latents, proprio, actions, extrinsics, cache))
+        if not isinstance(self.predictor, ActionConditionedPredictor):
+            raise ValueError(f"a {type(self.predictor).__name__} has one view; leave view_mask out")
+        return self._norm(
+            self.predictor(latents, proprio, actions, extrinsics, cache, view_mask=view_mask)
+        )
 
     def _norm(self, prediction: Tensor) -> Tensor:
         if self.standardise:

@@ -327,3 +327,60 @@ def test_a_plan_is_as_large_as_the_arithmetic_says() -> None:
     assert world.bfloat16().plans_within(10.5 * one_step / 2**20, steps=1) == 21
     with pytest.raises(ValueError, match=r"one plan of 3 steps needs \d+\.\d MiB .* memory_mib=9"):
         world.plans_within(9, steps=3)
+
+
+def two_views(make_encoder) -> JEPA:
+    encoder = make_encoder()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        predictor = ActionConditionedPredictor(
+            latent_dim=encoder.embed_dim,
+            grid_size=(32 // encoder.patch_size,) * 2,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            num_views=2,
+        )
+    return JEPA(encoder=encoder, predictor=predictor, image_size=32).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("context", [1, 2])
+def test_several_views_are_encoded_and_imagined_step_by_step(
+    make_encoder, make_motion, context: int
+) -> None:
+    world = two_views(make_encoder)
+    frames = torch.randint(0, 256, (2, context, 2, 32, 32, 3), dtype=torch.uint8)
+    latents = world.encode(frames)
+    torch.testing.assert_close(latents[:, :, 1], world.encode(frames[:, :, 1]))
+    proprio, actions = make_motion(2, context + 2)
+    imagined = world.rollout(latents, proprio[:, :context], actions)
+    assert imagined.shape == (2, 3, *latents.shape[2:])
+    # The same by running the whole sequence again at every step.
+    sequence, states = latents, proprio[:, :context]
+    for t in range(3):
+        length = context + t
+        step = world.predict(sequence, states, actions[:, :length])[:, -1:]
+        torch.testing.assert_close(imagined[:, t : t + 1], step, atol=1e-5, rtol=1e-5)
+        sequence = torch.cat((sequence, step), dim=1)
+        last = integrate(states[:, -1], actions[:, length - 1])
+        states = torch.cat((states, last[:, None]), dim=1)
+
+
+@torch.inference_mode()
+def test_a_missing_view_changes_nothing_that_is_imagined_of_the_other(
+    make_encoder, make_motion
+) -> None:
+    world = two_views(make_encoder)
+    latents = torch.randn(1, 2, 2, *world.encode(torch.zeros(1, 1, 3, 32, 32)).shape[2:])
+    proprio, actions = make_motion(1, 3)
+    plans = actions[:, None].repeat(1, 5, 1, 1)
+    plans[:, :, 1:, :3] += torch.randn(1, 5, 2, 3) * 0.05
+    mask = torch.tensor([[[True, True], [True, False]]])
+    imagined = world.rollout(latents, proprio[:, :2], plans, view_mask=mask)
+    other = latents.clone()
+    other[:, 1, 1] = torch.nan
+    again = world.rollout(other, proprio[:, :2], plans, view_mask=mask)
+    torch.testing.assert_close(again[:, :, :, 0], imagined[:, :, :, 0], atol=0, rtol=0)
+    seen = world.rollout(latents, proprio[:, :2], plans)
+    assert not torch.allclose(seen[:, :, :, 0], imagined[:, :, :, 0], atol=1e-4)
