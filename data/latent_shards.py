@@ -15,6 +15,7 @@ that is encoded anew gets another name, so whoever reads the old one is not dist
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldmodel.data.durable import flush
+from worldmodel.data.durable import alive, flush
 from worldmodel.data.moments import Moments
 
 LatentDtype = Literal["float16", "int8"]
@@ -34,6 +35,7 @@ _INT8_MAX = 127
 
 # Moments in a shard: over rows; over the means of episodes, which says how far the first may be off
 # (rows of one episode resemble each other); and over rows before tokens were pooled.
+_WRITER = re.compile(r"\.(?P<pid>\d+)@(?P<host>.+)$")  # at the end of a draft's name
 MOMENTS = ("row", "episode", "unpooled")
 
 
@@ -244,7 +246,7 @@ def write_receipt(folder: Path, receipt: Receipt) -> Receipt:
     draft = write_json_draft(file, receipt.to_json())
     try:
         os.link(draft, file)  # unlike a rename, it does not replace
-    except (FileExistsError, FileNotFoundError):
+    except FileExistsError:
         theirs = read_receipt(folder, receipt.unit)
         if theirs is None:
             raise
@@ -271,18 +273,18 @@ def write_json_draft(file: Path, content: Mapping[str, object]) -> Path:
 
 def publish(draft: Path, file: Path) -> None:
     """Moves a flushed draft into place in one step."""
-    try:
-        draft.replace(file)
-    except FileNotFoundError:
-        # Another process has finished the same cache meanwhile and cleared all drafts away.
-        if not (file.parent / "index.json").exists():
-            raise
+    draft.replace(file)
     flush(file.parent)
 
 
 def drafts(folder: Path) -> list[Path]:
-    """Returns what processes that were stopped, or that are late, have left behind."""
-    return [file for file in folder.iterdir() if file.name.startswith(".")]
+    """Returns what processes of this machine that were stopped have left behind."""
+    found = ((file, _WRITER.search(file.name)) for file in folder.glob(".*"))
+    return [
+        file
+        for file, writer in found
+        if writer and writer["host"] == socket.gethostname() and not alive(int(writer["pid"]))
+    ]
 
 
 def _draft(file: Path) -> Path:

@@ -31,7 +31,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 
-from worldmodel.data.durable import flush
+from worldmodel.data.durable import alive, flush
 from worldmodel.data.episode import Episode, EpisodeMetadata, validate
 from worldmodel.data.frames import Frames
 from worldmodel.data.stored_arrays import (
@@ -279,7 +279,7 @@ class EpisodeStore:
         for draft in self._writing.iterdir():
             writer = _WRITER_NAME.fullmatch(draft.name)
             # Only this machine's process table proves death; drafts from elsewhere stay.
-            if writer and writer["host"] == socket.gethostname() and not _alive(int(writer["pid"])):
+            if writer and writer["host"] == socket.gethostname() and not alive(int(writer["pid"])):
                 shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -324,20 +324,6 @@ def _rows_per_chunk(frames: Frames, chunk_bytes: int) -> int:
 
 def _is_part_of_store(name: str) -> bool:
     return name in ("episodes", "writing", "store.json") or name.startswith(".store.json")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # It exists and belongs to someone else.
-        return True
-    try:  # A zombie answers too, but is dead: it only waits to be asked how it ended.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # No /proc here, or it hides the process: stay on the safe side.
-        return True
-    return state not in ("Z", "X")
 
 
 def _write_json(file: Path, content: dict[str, object]) -> None:

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 import worldmodel.data.store as store_module
 from worldmodel.data import stored_arrays
+from worldmodel.data.durable import alive
 from worldmodel.data.episode import Episode
 from worldmodel.data.frames import FrameReadError, LazyFrames
 from worldmodel.data.source import open_source
-from worldmodel.data.store import EpisodeStore, _alive
+from worldmodel.data.store import EpisodeStore
 
 
 def assert_equal(a: Episode, b: Episode) -> None:
@@ -396,7 +397,7 @@ import sys, time
 from pathlib import Path
 import worldmodel.data.store as store_module
 from worldmodel.data import stored_arrays
-from worldmodel.data.store import EpisodeStore, _alive
+from worldmodel.data.store import EpisodeStore
 
 path, first, count, mode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 template = EpisodeStore(path).read(0)
@@ -568,9 +569,9 @@ def test_two_processes_writing_the_same_id_leave_one_episode(tmp_path, make_epis
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="zombies are told by /proc")
 def test_a_zombie_writer_counts_as_dead_and_a_running_one_as_alive():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert _alive(process.pid)
+        assert alive(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet collected
         os.kill(process.pid, 0)  # the system still knows it
-        assert not _alive(process.pid)
-    assert not _alive(process.pid)
+        assert not alive(process.pid)
+    assert not alive(process.pid)
