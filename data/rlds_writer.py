@@ -12,6 +12,7 @@ times and ours are not all 15 Hz. Not kept: pixels to the last bit (images are J
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from worldmodel.data.durable import flush
+from worldmodel.data.durable import alive, flush
 from worldmodel.data.episode import Episode, validate
 from worldmodel.data.formats.rlds import DROID_CAMERAS, GRIPPER, JOINTS, POSE, TIME
 from worldmodel.data.rlds_schema import Leaf
@@ -68,7 +69,11 @@ def write_rlds(
     final = Path(path) / name / version
     if final.exists():
         raise FileExistsError(f"{final} exists; choose another name or version")
-    draft = final.with_name(f".{version}.{os.getpid()}")
+    host = socket.gethostname()
+    for left in final.parent.glob(f".{version}.*@{host}"):
+        if not alive(int(left.name.removeprefix(f".{version}.").partition("@")[0])):
+            shutil.rmtree(left)  # by a process that was stopped
+    draft = final.with_name(f".{version}.{os.getpid()}@{host}")
     draft.mkdir(parents=True)
     try:
         _write(draft, episodes, name=name, version=version, split=split, quality=quality)

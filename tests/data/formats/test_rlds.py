@@ -1,7 +1,10 @@
 import importlib.util
 import json
+import os
 import pickle
 import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -479,6 +482,18 @@ def test_array_record_needs_an_extra(droid: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library, as it is imported and as it writes
+def test_what_a_killed_writer_left_is_cleared_away_and_a_running_one_is_let_be(tmp_path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    folder, host = tmp_path / "worldmodel", socket.gethostname()
+    left = folder / f".1.0.0.{killed.pid}@{host}"
+    others = [folder / f".1.0.0.{os.getppid()}@{host}", folder / f".1.0.0.{killed.pid}@elsewhere"]
+    for draft in (left, *others):
+        draft.mkdir(parents=True)
+    write_rlds(tmp_path, [episode_of(truth.make_truth(0, rows=4))])
+    assert sorted(folder.iterdir()) == sorted([*others, folder / "1.0.0"])
+
+
 def test_array_record_as_tfds_writes_it(tmp_path: Path) -> None:
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra rlds")
     pytest.importorskip("importlib_resources", reason="tfds needs it to write, but does not say so")
