@@ -14,7 +14,7 @@ import torch
 from worldmodel.checkpoint import arguments, fingerprint
 from worldmodel.data.latent_jobs import build
 from worldmodel.data.latent_shards import LatentDtype, Recipe
-from worldmodel.data.latent_verify import Verification, verify
+from worldmodel.data.latent_verify import Verification, check_source, verify
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import Source
 from worldmodel.data.validate import check_by_id, check_set
@@ -132,7 +132,11 @@ class LatentJob:
         )
 
     def verify(self, *, sample: int) -> Verification:
-        """Encodes so many episodes again; see `worldmodel.data.latent_verify.verify`."""
+        """Encodes so many episodes again, after asking whether any recording has changed since.
+
+        See `check_source` and `verify` of `worldmodel.data.latent_verify`, also for errors.
+        """
+        check_source(self.folder, self.source)
         return verify(self.folder, self.source, self.encode, sample=sample)
 
 

@@ -9,7 +9,7 @@ import torch
 from worldmodel.data import EpisodeStore, LatentCache
 from worldmodel.data.latent_verify import verify
 from worldmodel.data.source import open_source
-from worldmodel.encode import FrameEncoder, errors_of, latent_job
+from worldmodel.encode import FrameEncoder, LatentJob, errors_of, latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.jepa import encode_frames
 
@@ -119,3 +119,26 @@ def test_a_set_that_is_wrong_as_a_whole_is_refused(few_spots: Path, tmp_path: Pa
         store.write(i, replace(episode, proprio=proprio))
     with pytest.raises(ValueError, match=r"is wrong as a whole:\n  gripper_range: .*open"):
         encoded(store.path, tmp_path / "cache")
+
+
+def test_verifying_says_that_recordings_have_changed_since(few_spots: Path, tmp_path: Path) -> None:
+    store, good = EpisodeStore(tmp_path / "spots", mode="a"), EpisodeStore(few_spots)
+    for i in range(3):
+        store.write(i, good.read(i))
+
+    def job() -> LatentJob:
+        return latent_job(
+            encoder=an_encoder(),
+            image_size=32,
+            source=open_source(store.path),
+            cache=tmp_path / "cache",
+            camera="exterior",
+            merge=2,
+            device="cpu",
+        )
+
+    job().build()
+    assert job().verify(sample=2).episodes == 2
+    store.write(3, good.read(3))
+    with pytest.raises(ValueError, match="episodes 3 in .* are missing, or their shard was made"):
+        job().verify(sample=1)
