@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make setup   only create .venv with the worldmodel program in it"
 	@echo "make lint    ruff, pyright, import-linter"
-	@echo "make weights train the shipped world model again, from simulation to checkpoint (an hour or more)"
+	@echo "make weights train the shipped world model again, from simulation to checkpoint (hours)"
 	@echo "make clean   remove .venv and build products (runs/ and datasets/ are kept)"
 
 setup: $(STAMP)
@@ -35,14 +35,11 @@ lint: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 
-# How worldmodel/weights/default was made. Each line goes on where it was when it is started again.
+# How worldmodel/weights/default was made: RECIPE=cpu (two cores, overnight) or RECIPE=gpu. What is done is not done again.
+RECIPE ?= cpu
 weights: setup
-	$(BIN)/worldmodel collect out=datasets/reach episodes=1000 seed=1 'backends=[gl,ray]'
-	$(BIN)/worldmodel pretrain +experiment=reach_encoder run=runs/weights-encoder
-	$(BIN)/worldmodel train +experiment=reach_predictor run=runs/weights-predictor dtype=float16 \
-		encoder_checkpoint=runs/weights-encoder/encoder
-	mkdir -p worldmodel/weights/default
-	cp runs/weights-predictor/model/* worldmodel/weights/default/
+	$(BIN)/worldmodel recipe +experiment=recipe_$(RECIPE) run=runs/weights-$(RECIPE) minutes=null
+	cp runs/weights-$(RECIPE)/predictor/out/model/* worldmodel/weights/default/
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
 from worldmodel.jepa import JEPA
-from worldmodel.planners import LatentL1Energy
+from worldmodel.planners import LatentEnergy
 from worldmodel.pose import integrate
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.runs import describe_machine
@@ -208,7 +208,7 @@ def compare(
     proprio = torch.tensor([[[0.45, 0.0, 0.3, 3.1, 0.1, -0.2, 0.5]]], device=device)
     scale = torch.tensor([0.04, 0.04, 0.04, 0.1, 0.1, 0.1, 0.4])
     actions = (torch.randn(1, S, horizon, 7, generator=generator) * scale).to(device)
-    energy = LatentL1Energy()
+    energy = LatentEnergy()
     lower = options.dtype != "float32"
 
     def precision() -> AbstractContextManager[object]:
@@ -216,13 +216,13 @@ def compare(
 
     def fast() -> Tensor:
         with precision():
-            return energy(ours(now[None], proprio, actions), actions, goal)
+            return energy(ours(now[None], proprio, actions), actions, goal, now)
 
     def slow() -> Tensor:
         latents = reference_rollout(world, now[None], proprio, actions)
-        return energy(latents, actions, goal)
+        return energy(latents, actions, goal, now)
 
-    exact = energy(world.rollout(now[None], proprio, actions), actions, goal)
+    exact = energy(world.rollout(now[None], proprio, actions), actions, goal, now)
     expected = slow()
     difference = float(((exact - expected).abs() / expected).max())
     if difference > 1e-4:

@@ -29,16 +29,18 @@ class CollectConfig:
     """Records scripted episodes in simulation."""
 
     out: str = "datasets/reach"  # episode store; an interrupted collection goes on where it was
-    task: str = "reach"
+    tasks: Any = None  # name: share of the episodes; null is {reach: 1}
     episodes: int = 100
     steps: int = 25  # actions per episode
     # name: share of the episodes; null is {scripted: 0.25, noisy: 0.45, explore: 0.3}
     behaviours: Any = None
+    variations: Any = None  # none, mild, strong or factors: share of the episodes; null is none
     seed: int = 0
     image_size: int = 128
     cameras: list[str] = field(default_factory=lambda: ["exterior"])
     backends: list[str] = field(default_factory=lambda: ["auto"])  # taken in turn: auto, gl, ray
     workers: int | None = None  # processes; null is one a core
+    start_index: int = 0  # number of the first episode, so that machines can share the work
 
 
 @dataclass
@@ -134,6 +136,12 @@ class PretrainConfig(DataConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.04
+    frames_in_memory: int | None = None  # about how many; null keeps all (49 kB each of 128 pixels)
+    masked_weight: float = 1.0  # of masked latent prediction
+    inverse_weight: float = 0.0  # of reading the action between two frames
+    inverse_max_gap: int = 10  # steps between them, at most
+    merge: int = 2  # as in planning: side of the square of tokens joined into one
+    precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
     validation_fraction: float = 0.05
     seed: int = 0
     device: str = "auto"
@@ -151,9 +159,11 @@ class TrainConfig(LatentConfig):
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
+    inverse_weight: float = 1.0  # of the inverse-dynamics head, which proposes plans; 0 is none
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.01
+    precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
     validation_fraction: float = 0.05
     seed: int = 0
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
@@ -168,11 +178,11 @@ class PlanningConfig:
     """What `plan`, `evaluate` and `demo` share."""
 
     planner: Any = MISSING  # group: search and how the controller uses it
-    task: str = "reach"
+    variation: str = "none"  # none, mild, strong, or factors such as light:strong+camera_pose
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     camera: str = "exterior"
     backend: str = "auto"  # renderer: auto, gl or ray
-    steps: int = 16  # control steps per episode
+    steps: int | None = None  # control steps per episode; null is the task's own number
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None  # of torch; null is torch's own choice
@@ -183,15 +193,34 @@ class PlanningConfig:
 class PlanConfig(PlanningConfig):
     """Plans to one goal image and shows every step."""
 
+    task: str = "reach"
     goal: str | None = None  # image file to reach; null takes the goal of the episode's seed
 
 
 @dataclass
-class EvaluateConfig(PlanningConfig):
-    """Measures success over episodes, beside policies that do not look."""
+class MeasureConfig(PlanningConfig):
+    """What `evaluate` and `demo` share."""
 
     episodes: int = 50
+    num_envs: int = 8  # arms planned for in one batch
+    workers: int | None = None  # processes that simulate; null is one a core
+    latency_episodes: int = 2  # run with one arm alone; planning times are theirs
+    oracle_episodes: int = 10  # of the search in the true simulator, which is slow
     videos: int = 8  # how many episodes are drawn (failures are drawn first)
+
+
+@dataclass
+class EvaluateConfig(MeasureConfig):
+    """Measures success over episodes, beside policies that know more or less."""
+
+    task: str = "reach"
+
+
+@dataclass
+class DemoConfig(MeasureConfig):
+    """Measures a few episodes of some tasks, to watch."""
+
+    tasks: list[str] = field(default_factory=lambda: ["reach", "pick_and_place"])
 
 
 @dataclass
@@ -226,6 +255,77 @@ class LandscapeConfig:
     run: str | None = None  # null is a new folder under runs/
 
 
+@dataclass
+class SurpriseConfig(DataConfig):
+    """Scores recordings by what the model did not expect."""
+
+    data: str | None = None  # recordings to score
+    calibrate: bool = False  # instead write what is normal: over clean recordings, held out
+    calibration: str | None = None  # null is calibration.json beside the model
+    test: str | None = None  # physics: pairs of possible and impossible simulated episodes
+    pairs: int = 50  # of each kind
+    steps: int = 16  # of their episodes
+    task: str = "reach"
+    behaviour: str = "noisy"
+    camera: str = "exterior"
+    backend: str = "auto"  # renderer: auto, gl or ray
+    seed: int = 0
+    pictures: int = 4  # how many episodes are drawn, the most surprising first
+    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    device: str = "cpu"
+    threads: int | None = None
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
+class ExecutorConfig:
+    """Where the calls of `benchmark`, `sweep` and `recipe` are run."""
+
+    executor: str = (
+        "local"  # local, or ray: many machines that see the same files at the same paths
+    )
+    workers: int = 1  # calls at once (local)
+    minutes: float | None = None  # then stop, with status 3; the same command goes on
+    cpus: float = 1.0  # that Ray sets aside for a call
+    gpus: float = 0.0
+    address: str | None = None  # Ray cluster; null is RAY_ADDRESS's, or else this machine
+
+
+@dataclass
+class BenchmarkConfig(ExecutorConfig):
+    """Evaluates every task and variation, and holds the numbers to the targets."""
+
+    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    tasks: list[str] = field(
+        default_factory=lambda: ["reach", "grasp", "lift", "push", "pick_and_place"]
+    )
+    variations: list[str] = field(default_factory=lambda: ["none", "mild"])
+    episodes: int = 100
+    seed: int = 0
+    evaluate: Any = None  # its other settings, such as {device: cuda}
+    run: str = "runs/benchmark"  # evaluations that are done are not made again
+
+
+@dataclass
+class SweepConfig(ExecutorConfig):
+    """Makes rows that change one thing each, and compares them with a base on paired seeds."""
+
+    experiments: list[str] = field(default_factory=lambda: ["*"])  # such as [tokens/*, energy/l2]
+    folder: str | None = None  # of base.yaml and the rows; null is configs/experiment/ablation
+    checkpoint: str | None = None  # measure this model; for rows that change planning only
+    knobs: Any = None  # for all rows, over those of base.yaml: {episodes: 20}
+    run: str = "runs/ablation"  # stages that are done are not made again
+
+
+@dataclass
+class RecipeConfig(ExecutorConfig):
+    """Makes weights, from simulation to success rates; name one with +experiment=recipe_cpu."""
+
+    stages: Any = MISSING  # verbs and their settings in order, see worldmodel.pipeline
+    stage: str | None = None  # run this one only
+    run: str = "runs/recipe"  # stages that are done are not made again
+
+
 STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
@@ -237,8 +337,12 @@ for _name, _schema in {
     "train": TrainConfig,
     "plan": PlanConfig,
     "landscape": LandscapeConfig,
+    "surprise": SurpriseConfig,
+    "benchmark": BenchmarkConfig,
+    "sweep": SweepConfig,
+    "recipe": RecipeConfig,
     "models": ModelsConfig,
     "evaluate": EvaluateConfig,
-    "demo": EvaluateConfig,
+    "demo": DemoConfig,
 }.items():
     STORE.store(name=f"{_name}_schema", node=_schema)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "gl", "ray"]
 
+DEFAULT_TASKS = {"reach": 1.0}
 DEFAULT_BEHAVIOURS = {"scripted": 0.25, "noisy": 0.45, "explore": 0.3}
 
 # One thread per worker process: more would only make the workers wait for each other.
@@ -64,6 +65,7 @@ class _Job:
     episode_id: int
     seed: int
     task: str
+    variation: str
     behaviour: str
     steps: int
     image_size: int
@@ -76,9 +78,10 @@ def collect(
     path: str | Path,
     *,
     episodes: int,
-    task: str = "reach",
+    tasks: Mapping[str, float] | None = None,
     steps: int = 25,
     behaviours: Mapping[str, float] | None = None,
+    variations: Mapping[str, float] | None = None,
     seed: int = 0,
     image_size: int = 128,
     cameras: Sequence[str] = ("exterior",),
@@ -93,11 +96,13 @@ def collect(
     Args:
         path: Folder of the episode store, created where there is none.
         episodes: How many.
-        task: Name of the task, such as "reach".
+        tasks: Weight of each task, such as {"reach": 1.0, "lift": 2.0}; every episode draws one.
+            None is `DEFAULT_TASKS`.
         steps: Actions per episode.
         behaviours: Weight of each behaviour of `worldmodel.envs.expert`; every episode draws one.
             None is `DEFAULT_BEHAVIOURS`.
-            Noisy demonstrations and exploration by halves if not given.
+        variations: Weight of each level of `worldmodel.envs.variation`; every episode draws one.
+            None is no variation.
         seed: Seed of the collection.
         image_size: Side of the square frames [pixels].
         cameras: Cameras to record.
@@ -112,23 +117,26 @@ def collect(
         ValueError: An argument is out of range, or the store holds these episodes with other
             settings.
     """
-    behaviours = behaviours or DEFAULT_BEHAVIOURS
+    tasks, behaviours = tasks or DEFAULT_TASKS, behaviours or DEFAULT_BEHAVIOURS
+    variations = variations or {"none": 1.0}
     workers = workers or len(os.sched_getaffinity(0))
     for name, value in (("episodes", episodes), ("steps", steps), ("workers", workers)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not cameras or not backends:
         raise ValueError("name at least one camera and one backend")
-    if any(not weight >= 0 for weight in behaviours.values()) or not sum(behaviours.values()) > 0:
-        raise ValueError(f"behaviour weights must be >= 0 with a positive sum, got {behaviours}")
+    for what, weights in (("task", tasks), ("behaviour", behaviours), ("variation", variations)):
+        if any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+            raise ValueError(f"{what} weights must be >= 0 with a positive sum, got {weights}")
 
     store = EpisodeStore(path, mode="a")
     jobs = [
         _plan_job(
             i,
             seed=seed,
-            task=task,
+            tasks=tasks,
             behaviours=behaviours,
+            variations=variations,
             steps=steps,
             image_size=image_size,
             cameras=tuple(cameras),
@@ -148,7 +156,7 @@ def collect(
         with tqdm(
             total=episodes,
             initial=len(found),
-            desc=f"collect {task}",
+            desc="collect",
             unit="episode",
             disable=not progress,
         ) as bar:
@@ -162,8 +170,9 @@ def _plan_job(
     episode_id: int,
     *,
     seed: int,
-    task: str,
+    tasks: Mapping[str, float],
     behaviours: Mapping[str, float],
+    variations: Mapping[str, float],
     steps: int,
     image_size: int,
     cameras: tuple[str, ...],
@@ -171,18 +180,24 @@ def _plan_job(
     control_hz: float,
 ) -> _Job:
     rng = np.random.default_rng([seed, episode_id])
-    weights = np.array(list(behaviours.values()), np.float64)
     return _Job(
         episode_id=episode_id,
         seed=int(rng.integers(2**31)),
-        task=task,
-        behaviour=str(rng.choice(list(behaviours), p=weights / weights.sum())),
+        behaviour=_draw(behaviours, rng),
+        task=_draw(tasks, rng),
+        variation=_draw(variations, rng),
         steps=steps,
         image_size=image_size,
         cameras=cameras,
         backend=backend,
         control_hz=control_hz,
     )
+
+
+def _draw(weights: Mapping[str, float], rng: np.random.Generator) -> str:
+    """Returns one of the keys, as likely as its weight says."""
+    chances = np.array(list(weights.values()), np.float64)
+    return str(rng.choice(list(weights), p=chances / chances.sum()))
 
 
 def _check_same(job: _Job, store: EpisodeStore) -> None:
@@ -193,6 +208,7 @@ def _check_same(job: _Job, store: EpisodeStore) -> None:
         ("seed", job.seed, metadata.seed),
         ("task", job.task, metadata.task),
         ("behaviour", job.behaviour, metadata.behaviour),
+        ("variation", job.variation, metadata.variation),
         ("cameras", job.cameras, metadata.cameras),
         ("renderer", job.backend, metadata.renderer),
         ("control_hz", job.control_hz, metadata.control_hz),
@@ -244,9 +260,11 @@ def _record(job: _Job) -> Episode:
     """Plays one episode."""
     from worldmodel.envs import expert
 
-    env = _environment(job.task, job.image_size, job.cameras[0], job.backend, job.control_hz)
-    policy, rng = expert.make_policy(job.behaviour), np.random.default_rng(job.seed)
-    observation, info = env.reset(seed=job.seed)
+    env = _environment(
+        job.task, job.variation, job.image_size, job.cameras[0], job.backend, job.control_hz
+    )
+    observation, info = env.reset(seed=job.seed, options={"demonstrate": False})
+    policy, rng = expert.make_policy(job.behaviour, env), np.random.default_rng(job.seed)
     proprio, timestamps = [observation["proprio"]], [info["timestamp"]]
     frames = {camera: [env.view(camera)] for camera in job.cameras[1:]}
     frames[job.cameras[0]] = [observation["image"]]
@@ -268,6 +286,7 @@ def _record(job: _Job) -> Episode:
             behaviour=job.behaviour,
             seed=job.seed,
             control_hz=job.control_hz,
+            variation=job.variation,
             renderer=env.renderer_name,
             mujoco_version=version("mujoco"),
             cameras=job.cameras,
@@ -277,14 +296,19 @@ def _record(job: _Job) -> Episode:
 
 @functools.cache
 def _environment(
-    task: str, image_size: int, camera: str, backend: Backend, control_hz: float
+    task: str, variation: str, image_size: int, camera: str, backend: Backend, control_hz: float
 ) -> "FrankaEnv":
     """Builds an environment once per worker; `reset` makes it as good as new."""
     import worldmodel.envs  # noqa: F401  (chooses the OpenGL platform before mujoco is imported)
     from worldmodel.envs.franka_env import FrankaEnv
 
     return FrankaEnv(
-        task=task, image_size=image_size, camera=camera, backend=backend, control_hz=control_hz
+        task=task,
+        variation=variation,
+        image_size=image_size,
+        camera=camera,
+        backend=backend,
+        control_hz=control_hz,
     )
 
 

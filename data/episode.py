@@ -48,6 +48,8 @@ class EpisodeMetadata:
         success: Whether the task was done, where somebody said so.
         robot: Which arm, such as "franka".
         clock: "measured" if `timestamps` were logged, "declared" if they are counted from a rate.
+        variation: How a simulated scene differed from the plain one, see
+            `worldmodel.envs.variation`; "none" for a plain one, and for a real robot.
     """
 
     source: str
@@ -62,6 +64,7 @@ class EpisodeMetadata:
     success: bool | None = None
     robot: str = "franka"
     clock: Literal["measured", "declared"] = "measured"
+    variation: str = "none"
 
     def to_json(self) -> dict[str, JsonValue]:
         """Returns a dictionary of JSON values that `from_json` reads back to an equal object."""
@@ -78,6 +81,7 @@ class EpisodeMetadata:
             "success": self.success,
             "robot": self.robot,
             "clock": self.clock,
+            "variation": self.variation,
         }
 
     @classmethod
@@ -91,6 +95,7 @@ class EpisodeMetadata:
         known = [entry.name for entry in fields(cls)]
         if not any(name in record for name in ADDED_IN_VERSION_2):
             record = {**record, **ADDED_IN_VERSION_2}
+        record = {"variation": "none", **record}  # older records come from plain scenes
         for key in record:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
@@ -122,6 +127,7 @@ class EpisodeMetadata:
             success=success,
             robot=_text(record, "robot"),
             clock=clock,
+            variation=_text(record, "variation"),
         )
 
 

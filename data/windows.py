@@ -61,7 +61,8 @@ class WindowIndex:
             timestamps: One strictly increasing array of seconds per episode.
             dt: Model step [s].
             length: Frames per window.
-            strides: Distances of consecutive frames, in model steps.
+            strides: Distances of consecutive frames, in model steps. One named twice is drawn
+                twice as often.
             tolerance: Largest distance of a frame from its ideal time [s]; a quarter of `dt` if
                 not given.
             max_gap: No window reaches across two consecutive frames that are further apart than
@@ -83,8 +84,8 @@ class WindowIndex:
                 f"tolerance must be at least 0 and below half of dt ({0.5 * dt} s), got "
                 f"{tolerance} s; beyond, one frame could appear twice in a window"
             )
-        if not strides or len(set(strides)) != len(strides) or min(strides) < 1:
-            raise ValueError(f"strides must be distinct numbers from 1 up, got {tuple(strides)}")
+        if not strides or min(strides) < 1:
+            raise ValueError(f"strides must be numbers from 1 up, got {tuple(strides)}")
         if max_gap is not None and not max_gap > 0:
             raise ValueError(f"max_gap must be a positive number of seconds, got {max_gap}")
         if not timestamps:

@@ -50,6 +50,7 @@ for _name, _task in TASKS.items():
 def make(
     task: str,
     *,
+    variation: str = "none",
     image_size: int = 128,
     camera: str = "exterior",
     backend: "Backend" = "auto",
@@ -61,6 +62,8 @@ def make(
 
     Args:
         task: A name in `ENV_IDS`.
+        variation: What differs from episode to episode, such as ``mild``; see
+            `worldmodel.envs.variation`.
         image_size: Side of the observed images [pixels].
         camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``.
         backend: Which renderer draws: ``gl``, ``ray``, or ``auto`` (gl where OpenGL works).
@@ -75,6 +78,7 @@ def make(
     return gymnasium.make(
         ENV_IDS[task],
         max_episode_steps=max_episode_steps,
+        variation=variation,
         image_size=image_size,
         camera=camera,
         backend=backend,

@@ -96,6 +96,11 @@ class Arm:
             [self.data.site_xpos[self._tcp], matrix_to_euler(rotation), [gripper]]
         ).astype(np.float32)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the gripper is commanded to close."""
+        return self._closed > 0.5
+
     # Placing the arm without moving it.
 
     def reset(self) -> None:
@@ -138,6 +143,16 @@ class Arm:
         self._refresh()
 
     # Moving it.
+
+    def nudge(self, offset: tuple[float, float, float], yaw: float) -> None:
+        """Move a little from here, within the limits of `step`, in one control step.
+
+        Args:
+            offset: x, y, z in the base frame [m].
+            yaw: Turn about the vertical [rad].
+        """
+        if any(offset) or yaw:
+            self.step(np.array([*offset, 0.0, 0.0, yaw, 0.0]))
 
     def step(self, action: np.ndarray) -> None:
         """Move by one action (7,), relative to the last command; takes one control step.

@@ -1,25 +1,34 @@
-"""Behaviours that collect data: small policies that need no camera and no goal.
+"""Behaviours that collect data and baselines: policies that need no camera.
 
-A policy remembers where it is going, so make one for each episode::
+A policy remembers where it is going, so make one for each episode, after the reset::
 
-    policy = make_policy("noisy")
+    policy = make_policy("noisy", env)
     action = policy(proprio, rng)  # (7,) float32, physical units, within the bounds
 
-The behaviours:
+Some read nothing but proprio:
 
-    scripted    goes to random waypoints at varied speed, opening and closing the gripper
-    noisy       the same with Gaussian noise on every action
-    explore     noisy, and waypoints also turn and tilt the gripper
-    random      uniform within the bounds: the baseline that knows nothing
-    do_nothing  zero: the baseline that stays
+    scripted      goes to random waypoints at varied speed, opening and closing the gripper
+    noisy         the same with Gaussian noise on every action
+    explore       noisy, and waypoints also turn and tilt the gripper
+    random        uniform within the bounds: the baseline that knows nothing
+    do_nothing    zero: the baseline that stays
+
+Others read the state of the simulation:
+
+    expert        solves the task, then stays: the row that shows what the arm can do
+    noisy_expert  the same with noise, then plays
+    play          grasps, carries, drops, stacks and pushes what lies about, with noise
 """
 
 import dataclasses
 import difflib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worldmodel.envs.play import Play
+from worldmodel.envs.waypoints import noisy_action, shorten
 from worldmodel.pose import (
     ACTION_SIZE,
     GRIPPER,
@@ -30,12 +39,16 @@ from worldmodel.pose import (
     rotation_delta,
 )
 
+if TYPE_CHECKING:
+    from worldmodel.envs.franka_env import FrankaEnv
+
 Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """``policy(proprio, rng) -> action``, both (7,); see `worldmodel.pose`."""
 
 MAX_ACTION = np.array([0.075] * 3 + [0.15] * 3 + [1.0])  # [m], [rad], gripper
-WORKSPACE_LOW, WORKSPACE_HIGH = (0.32, -0.28, 0.12), (0.62, 0.28, 0.42)  # [m]
+WORKSPACE_LOW, WORKSPACE_HIGH = (0.31, -0.30, 0.05), (0.64, 0.30, 0.43)  # [m]
 DOWNWARD_EULER = np.array([np.pi, 0.0, 0.0])  # [rad] the home orientation of the gripper
+EXPERT_NOISE = 0.2  # standard deviation, as a part of the largest action
 
 
 @dataclasses.dataclass
@@ -99,43 +112,51 @@ class Wander:
         self._euler = matrix_to_euler(euler_to_matrix(lean) @ euler_to_matrix(turn) @ home)
 
 
-def scripted() -> Policy:
-    """Make the policy that goes to random waypoints."""
-    return Wander()
+class Expert:
+    """Solves the task of an environment, then stays, or plays if it is noisy.
+
+    Args:
+        env: Read now for the way, and by the play that follows.
+        noise: Standard deviation of the noise, as a part of the largest action.
+    """
+
+    def __init__(self, env: "FrankaEnv", *, noise: float = 0.0):
+        self._way, self._noise = env.expert(), noise
+        self._afterwards = Play(env) if noise else None
+
+    def __call__(self, proprio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the next action (7,) float32."""
+        self._way.update(proprio)
+        if not self._way.done:
+            return noisy_action(self._way, proprio, rng, noise=self._noise)
+        if self._afterwards is None:
+            return np.zeros(ACTION_SIZE, np.float32)
+        return self._afterwards(proprio, rng)
 
 
-def noisy() -> Policy:
-    """Make the policy that goes to random waypoints with noise."""
-    return Wander(noise=0.25)
+def _random(proprio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-MAX_ACTION, MAX_ACTION).astype(np.float32)
 
 
-def explore() -> Policy:
-    """Make the policy that also turns and tilts the gripper, with noise."""
-    return Wander(noise=0.25, max_yaw=0.6, max_tilt=0.25)
+def _do_nothing(proprio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.zeros(ACTION_SIZE, np.float32)
 
 
-def random() -> Policy:
-    """Make the policy that draws every action uniformly within the bounds."""
-    return lambda proprio, rng: rng.uniform(-MAX_ACTION, MAX_ACTION).astype(np.float32)
-
-
-def do_nothing() -> Policy:
-    """Make the policy that never moves."""
-    return lambda proprio, rng: np.zeros(ACTION_SIZE, np.float32)
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "scripted": scripted,
-    "noisy": noisy,
-    "explore": explore,
-    "random": random,
-    "do_nothing": do_nothing,
+POLICIES: dict[str, Callable[["FrankaEnv"], Policy]] = {
+    "scripted": lambda env: Wander(),
+    "noisy": lambda env: Wander(noise=0.25),
+    "explore": lambda env: Wander(noise=0.25, max_yaw=0.6, max_tilt=0.25),
+    "random": lambda env: _random,
+    "do_nothing": lambda env: _do_nothing,
+    "expert": lambda env: Expert(env),
+    "noisy_expert": lambda env: Expert(env, noise=EXPERT_NOISE),
+    "play": lambda env: Play(env),
 }
 """Makers of the behaviours by name."""
 
 
-def make_policy(name: str) -> Policy:
-    """Make a fresh policy for one episode.
+def make_policy(name: str, env: "FrankaEnv") -> Policy:
+    """Make a fresh policy for the episode that `env` was just reset to.
 
     Raises:
         ValueError: For an unknown name; names the nearest and lists them all.
@@ -146,10 +167,4 @@ def make_policy(name: str) -> Policy:
             f"unknown behaviour {name!r}; did you mean {nearest!r}? "
             f"Available: {', '.join(POLICIES)}"
         )
-    return POLICIES[name]()
-
-
-def shorten(vector: np.ndarray, length: float) -> np.ndarray:
-    """Return `vector`, scaled down if need be to at most `length`."""
-    size = np.linalg.norm(vector)
-    return vector if size <= length else vector * (length / size)
+    return POLICIES[name](env)

@@ -11,6 +11,8 @@ import mujoco
 import numpy as np
 
 from worldmodel.envs import panda
+from worldmodel.envs.drawer import add_drawer
+from worldmodel.envs.dressing import add_dressing
 
 CUBES = {  # name: colour
     "red": (0.84, 0.16, 0.14),
@@ -23,8 +25,12 @@ TIMESTEP = 0.002  # [s]
 MAX_IMAGE_SIZE = 1024  # [pixels]
 
 
-def build_model() -> mujoco.MjModel:
-    """Compile the scene."""
+def build_model(*, drawer: bool = False) -> mujoco.MjModel:
+    """Compile the scene.
+
+    Args:
+        drawer: Whether a cabinet with a drawer stands on the table, see `worldmodel.envs.drawer`.
+    """
     spec = mujoco.MjSpec.from_string(panda.MJCF)
     for body in spec.bodies:
         if body.name != "world":
@@ -33,8 +39,24 @@ def build_model() -> mujoco.MjModel:
     _set_look(spec)
     _add_furniture(spec)
     _add_cubes(spec)
+    if drawer:
+        add_drawer(spec)
     _add_cameras(spec)
+    add_dressing(spec)
     return spec.compile()
+
+
+def object_half_height(model: mujoco.MjModel, name: str) -> float:
+    """Return how high the centre of an object is above what it stands on [m].
+
+    It varies (`worldmodel.envs.variation`); that of a plain cube is `CUBE_HALF_SIZE`.
+    """
+    return float(model.geom_aabb[model.geom(name).id, 5])
+
+
+def object_half_width(model: mujoco.MjModel, name: str) -> float:
+    """Return half the width of an object between the fingers [m]."""
+    return float(model.geom_aabb[model.geom(name).id, 3])
 
 
 def _set_physics(spec: mujoco.MjSpec) -> None:
@@ -45,6 +67,8 @@ def _set_physics(spec: mujoco.MjSpec) -> None:
     option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     option.impratio = 10.0
     option.jacobian = mujoco.mjtJacobian.mjJAC_DENSE  # the sparse solver of mujoco 4.0.0 is wrong
+    # With the newer convex collider cylinders slip out of the gripper.
+    option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
 
 
 def _set_look(spec: mujoco.MjSpec) -> None:
@@ -127,11 +151,11 @@ def _add_cubes(spec: mujoco.MjSpec) -> None:
 
 def _add_cameras(spec: mujoco.MjSpec) -> None:
     """Add two cameras beside the table, as in DROID, and one on the hand."""
-    target = [0.40, 0.0, 0.28]
+    target = [0.42, 0.0, 0.20]
     for name, side in (("exterior", 1), ("exterior_right", -1)):
         position = [1.05, 0.75 * side, 0.75]
         spec.worldbody.add_camera(
-            name=name, pos=position, quat=_looking_at(position, target, up=[0, 0, 1]), fovy=50
+            name=name, pos=position, quat=_looking_at(position, target, up=[0, 0, 1]), fovy=44
         )
     position, target = [0.10, 0.0, 0.04], [0.015, 0.0, 0.17]  # in the hand's frame
     spec.body("hand").add_camera(

@@ -1,5 +1,7 @@
 """The gymnasium environment: a Franka arm, a task, and a goal shown as an image."""
 
+import copy
+import dataclasses
 import difflib
 from typing import Any, Literal
 
@@ -7,12 +9,42 @@ import gymnasium
 import numpy as np
 
 from worldmodel.envs import cameras, franka
+from worldmodel.envs import variation as variations
 from worldmodel.envs.control import Arm
+from worldmodel.envs.disturbance import Disturbance
 from worldmodel.envs.tasks import Task, make_task
-from worldmodel.pose import ACTION_SIZE, PROPRIO_SIZE
+from worldmodel.envs.varied import apply
+from worldmodel.envs.waypoints import Follow
+from worldmodel.pose import ACTION_SIZE, GRIPPER
 
 MAX_ACTION = np.array([0.075] * 3 + [0.15] * 3 + [1.0], np.float32)
 """Largest change of proprio in one step: [m], [rad], gripper."""
+
+HOLD_STEPS = 3
+"""Control steps in a row for which a task must be solved to count as success."""
+
+_EXPERT_STEPS = 80  # control steps the expert may take to make the goal images
+_PLACEMENTS = 100  # draws of a start before giving up
+_STAGE_MARGIN = 4  # control steps a stage may take besides twice the expert's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subgoal:
+    """What the scripted expert saw at the end of a stage, on a copy of the scene.
+
+    Attributes:
+        name: Name of the stage, such as "grasp".
+        image: uint8 RGB (size, size, 3).
+        proprio: Measured proprio (7,) float32.
+        features: True state (n,), see `FrankaEnv.features`; no planner should look.
+        max_steps: Control steps after which a controller should go on to the next stage.
+    """
+
+    name: str
+    image: np.ndarray
+    proprio: np.ndarray
+    features: np.ndarray
+    max_steps: int
 
 
 class FrankaEnv(gymnasium.Env):
@@ -24,8 +56,13 @@ class FrankaEnv(gymnasium.Env):
     Action: (7,), the change of proprio (`worldmodel.pose`) over one step, added to the last
     command. Finite values beyond `MAX_ACTION` are clipped to it.
 
-    Reward: minus the distance to the goal [m]. Info: ``distance`` [m], ``success``, ``timestamp``
-    [simulated s since the reset].
+    Reward: minus the distance to the goal [m]. Info: ``distance`` [m]; ``success``, whether the
+    task has been solved for `HOLD_STEPS` steps in a row; ``timestamp`` [simulated s since the
+    reset].
+
+    Goals are made by the task's scripted expert on a copy of the scene: `subgoals` has what it saw
+    at the end of each stage, ``goal_image`` is the last of them. A start that is already solved, or
+    that the expert cannot solve, is drawn again and counted in `goal_rejections`.
 
     ``terminated`` stays False unless `terminate_on_success`: a planner should hold the goal, not
     brush past it. ``truncated`` comes from the ``max_episode_steps`` of the registration.
@@ -40,6 +77,7 @@ class FrankaEnv(gymnasium.Env):
         self,
         *,
         task: str | Task = "reach",
+        variation: str = "none",
         image_size: int = 128,
         camera: str = "exterior",
         backend: cameras.Backend = "auto",
@@ -52,6 +90,8 @@ class FrankaEnv(gymnasium.Env):
 
         Args:
             task: Name of a task, or a task.
+            variation: What differs from episode to episode, such as ``mild``; see
+                `worldmodel.envs.variation`.
             image_size: Side of the observed images [pixels].
             camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``.
             backend: Which renderer draws: ``gl``, ``ray``, or ``auto`` (gl where OpenGL works).
@@ -71,6 +111,7 @@ class FrankaEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
         self.task = make_task(task) if isinstance(task, str) else task
+        self._spec = variations.parse(variation)
         self.image_size, self.render_size, self.render_mode = image_size, render_size, render_mode
         self.camera, self.control_hz = camera, control_hz
         self.terminate_on_success = terminate_on_success
@@ -78,12 +119,20 @@ class FrankaEnv(gymnasium.Env):
         """``gl`` or ``ray``: which renderer draws the images."""
         self.metadata = {**self.metadata, "render_fps": control_hz}
 
-        model = franka.build_model()
+        model = franka.build_model(drawer=self.task.drawer)
+        self._plain = copy.copy(model)
         self._arm = Arm(model, control_hz=control_hz)
         self._goal_arm = Arm(model, control_hz=control_hz)  # a second copy of the scene
         self._renderers: dict[int, cameras.Renderer] = {}
-        self._goal_image: np.ndarray | None = None
-        self._goal_proprio = np.zeros(PROPRIO_SIZE, np.float32)
+        self._solved_steps = 0
+        self._disturbance = Disturbance(variations.Variation())
+        self._disturbance_rng = np.random.default_rng(0)
+        self.variation = variations.Variation()
+        """How the scene of this episode differs from the plain one."""
+        self.subgoals: tuple[Subgoal, ...] = ()
+        """What the camera should show at the end of each stage; empty before the first reset."""
+        self.goal_rejections = 0
+        """Starts drawn again since the environment was made."""
 
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         low = np.array([-2.0] * 3 + [-np.pi, -np.pi / 2, -np.pi] + [0.0])
@@ -108,6 +157,43 @@ class FrankaEnv(gymnasium.Env):
         """Position (3,) of each cube in the base frame [m]; no planner should look."""
         return {name: self._arm.data.body(name).xpos.copy() for name in franka.CUBES}
 
+    @property
+    def knob_pos_base(self) -> np.ndarray | None:
+        """Position (3,) of the drawer's knob [m], None without one; no planner should look."""
+        return self._arm.data.geom("drawer_knob").xpos.copy() if self.task.drawer else None
+
+    @property
+    def gripper_closed(self) -> bool:
+        """Whether the gripper is commanded to close."""
+        return self._arm.closed
+
+    def features(self) -> np.ndarray:
+        """Return the true state (n,) for baselines that may look; no planner should.
+
+        Position of the tool [m], gripper, positions of the cubes [m], and opening of the drawer [m]
+        where there is one.
+        """
+        return self._features(self._arm)
+
+    def imagine(self, plans: np.ndarray) -> np.ndarray:
+        """Return the true state (S, n) after each of S plans (S, H, 7), the scene left as it is."""
+        states = []
+        for plan in np.asarray(plans, float):
+            self._goal_arm.copy_from(self._arm)
+            for action in plan:
+                self._goal_arm.step(np.clip(action, -MAX_ACTION, MAX_ACTION))
+            states.append(self._features(self._goal_arm))
+        return np.stack(states)
+
+    def expert(self) -> Follow:
+        """Return the task's scripted expert, to be followed from this state."""
+        return Follow(self.task.waypoints(self._arm), closed=self._arm.closed)
+
+    def _features(self, arm: Arm) -> np.ndarray:
+        cubes = [arm.data.body(name).xpos for name in franka.CUBES]
+        drawer = arm.data.joint("drawer").qpos if self.task.drawer else []
+        return np.concatenate([arm.tcp_pos_base, arm.proprio[GRIPPER], *cubes, drawer])
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -122,18 +208,64 @@ class FrankaEnv(gymnasium.Env):
             ValueError: For an unknown option, naming the nearest, or a wrong value.
         """
         super().reset(seed=seed)
-        options = options or {}
+        options = dict(options or {})
+        demonstrate = options.pop("demonstrate", True)
         for name in options:
             if name not in self.task.options:
-                raise ValueError(f"unknown reset option {_nearest(name, self.task.options)}")
-        self._arm.reset()
-        self.task.reset(self._arm, self.np_random, options)
-        self._arm.data.time = 0.0
-        self._goal_arm.copy_from(self._arm)
-        self.task.move_to_goal(self._goal_arm)
-        self._goal_image = self._draw(self._goal_arm, self.camera, self.image_size)
-        self._goal_proprio = self._goal_arm.proprio
+                known = (*self.task.options, "demonstrate")
+                raise ValueError(f"unknown reset option {_nearest(name, known)}")
+        self._vary(int(self.np_random.integers(2**32)))
+        for _ in range(_PLACEMENTS):
+            self._arm.reset()
+            self.task.reset(self._arm, self.np_random, options)
+            self._arm.nudge(self.variation.start_offset, self.variation.start_yaw)
+            self._arm.data.time = 0.0
+            self._solved_steps = 0
+            if not self.task.success(self._arm) and (not demonstrate or self._demonstrate()):
+                break
+            self.goal_rejections += 1
+        else:
+            raise RuntimeError(
+                f"{_PLACEMENTS} starts in a row were solved already or beyond the expert; give "
+                "other reset options"
+            )
+        if not demonstrate:
+            self.subgoals = (self._subgoal("start", self._arm, steps=0),)
         return self._observation(), self._info()
+
+    def _vary(self, seed: int) -> None:
+        """Draw this episode's variation, from a stream of its own, and put it into the scene."""
+        rng = np.random.default_rng(seed)
+        self.variation = variations.draw(self._spec, rng)
+        apply(self.variation, self._arm.model, plain=self._plain)
+        self._disturbance, self._disturbance_rng = Disturbance(self.variation), rng
+
+    def _demonstrate(self) -> bool:
+        """Let the expert solve the task on a copy of the scene; return whether it did."""
+        arm = self._goal_arm
+        arm.copy_from(self._arm)
+        expert = Follow(self.task.waypoints(arm), closed=arm.closed)
+        subgoals: list[Subgoal] = []
+        begun = 0
+        for step in range(_EXPERT_STEPS):
+            expert.update(arm.proprio)
+            if len(expert.ended) > len(subgoals):
+                subgoals.append(self._subgoal(expert.ended[-1], arm, steps=step - begun))
+                begun = step
+            if expert.done:
+                break
+            arm.step(expert.action(arm.proprio))
+        self.subgoals = tuple(subgoals)
+        return expert.done and self.task.success(arm)
+
+    def _subgoal(self, name: str, arm: Arm, *, steps: int) -> Subgoal:
+        return Subgoal(
+            name=name,
+            image=self._draw(arm, self.camera, self.image_size),
+            proprio=arm.proprio,
+            features=self._features(arm),
+            max_steps=2 * steps + _STAGE_MARGIN,
+        )
 
     def step(
         self, action: np.ndarray
@@ -144,7 +276,7 @@ class FrankaEnv(gymnasium.Env):
             ValueError: For an action of the wrong shape, or one that is not finite.
             RuntimeError: Before the first `reset`.
         """
-        if self._goal_image is None:
+        if not self.subgoals:
             raise RuntimeError("call reset() before step(): there is no goal yet")
         values = np.asarray(action, dtype=float)
         if values.shape != (ACTION_SIZE,):
@@ -154,7 +286,11 @@ class FrankaEnv(gymnasium.Env):
             )
         if not np.isfinite(values).all():
             raise ValueError(f"an action must be finite, got {values.tolist()}")
-        self._arm.step(np.clip(values, -MAX_ACTION, MAX_ACTION))
+        values = self._disturbance.action(
+            np.clip(values, -MAX_ACTION, MAX_ACTION), self._disturbance_rng
+        )
+        self._arm.step(values)
+        self._solved_steps = self._solved_steps + 1 if self.task.success(self._arm) else 0
         info = self._info()
         terminated = self.terminate_on_success and info["success"]
         return self._observation(), -info["distance"], terminated, False, info
@@ -188,19 +324,17 @@ class FrankaEnv(gymnasium.Env):
         return self._renderers[size].render(arm.data, camera)
 
     def _observation(self) -> dict[str, np.ndarray]:
-        assert self._goal_image is not None  # set by reset; for the type checker
         return {
             "image": self._draw(self._arm, self.camera, self.image_size),
-            "proprio": self._arm.proprio,
-            "goal_image": self._goal_image.copy(),
-            "goal_proprio": self._goal_proprio.copy(),
+            "proprio": self._disturbance.proprio(self._arm.proprio, self._disturbance_rng),
+            "goal_image": self.subgoals[-1].image.copy(),
+            "goal_proprio": self.subgoals[-1].proprio.copy(),
         }
 
     def _info(self) -> dict[str, Any]:
-        distance = self.task.distance(self._arm)
         return {
-            "distance": distance,
-            "success": self.task.success(distance),
+            "distance": self.task.distance(self._arm),
+            "success": self._solved_steps >= HOLD_STEPS,
             "timestamp": self._arm.data.time,
         }
 

@@ -2,8 +2,8 @@
 
 The shading is OpenGL's fixed pipeline without its specular term: colour x (ambient + sum over
 lights of diffuse x max(0, normal . towards light)), with the headlight shining along the view.
-Lights must be directional. No textures (but a flat sky), no shadows, no antialiasing.
-Deterministic, and safe to fork.
+Lights must be directional. No textures (a textured surface has the mean colour, the sky too), no
+shadows, no antialiasing. Deterministic, and safe to fork.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -14,19 +14,37 @@ import copy
 import mujoco
 import numpy as np
 
+_DEFAULT_RGBA = (0.5, 0.5, 0.5, 1.0)  # what MuJoCo gives to a geom without a colour
 MAX_DISTANCE = 20.0  # [m]; a ray that meets nothing nearer shows the sky
 _STATIC, _MOVING, _HIDDEN = 0, 1, 5  # geom groups in the renderer's own copy of the model
+_LOOK = tuple(  # what of a model decides how the parts that never move look
+    "geom_type geom_size geom_pos geom_quat geom_rgba geom_matid geom_group mat_rgba body_pos "
+    "body_quat cam_pos cam_quat cam_fovy light_dir light_ambient light_diffuse".split()
+)
 
 
 class RayRenderer:
-    """Pictures of one size, of a model that stays as it is.
+    """Pictures of one size.
 
-    What never moves is drawn once for each fixed camera and kept; then only what covers it is
-    shaded anew.
+    What never moves is drawn once for each fixed camera and kept until the model changes; then
+    only what covers it is shaded anew.
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int):
         self._model, self._height, self._width = model, height, width
+        self._fixed_views: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._look = b""
+
+    def _notice_changes(self) -> None:
+        """Forget what was derived from the model if the model has changed since."""
+        model = self._model
+        headlight = model.vis.headlight
+        arrays = [getattr(model, name) for name in _LOOK] + [headlight.ambient, headlight.diffuse]
+        look = b"".join(array.tobytes() for array in arrays)
+        if look == self._look:
+            return
+        self._look = look
+        self._fixed_views.clear()
         # mj_multiRay selects geoms by group: a private copy of the model groups them by whether
         # they can move, and hides what OpenGL hides by default (groups 3 and up).
         self._grouped = copy.copy(model)
@@ -35,10 +53,10 @@ class RayRenderer:
             model.geom_group > 2, _HIDDEN, np.where(moves, _MOVING, _STATIC)
         )
         self._colours = np.vstack([_geom_colours(model), _sky_colour(model)])  # the sky is last
-        self._fixed_views: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """Return a new uint8 RGB image (height, width, 3) of the state in `data`."""
+        self._notice_changes()
         camera_id = self._model.camera(camera).id
         if self._model.body_weldid[self._model.cam_bodyid[camera_id]] == 0:
             image = self._draw_over_fixed_view(data, camera_id)
@@ -129,19 +147,31 @@ def _lambert(normal: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def _geom_colours(model: mujoco.MjModel) -> np.ndarray:
-    """Return the flat colour (geoms, 3) of each geom, from its material where it has one."""
+    """Return the mean colour (geoms, 3) of each geom, as OpenGL mixes it.
+
+    A geom's own colour counts unless it is MuJoCo's default and there is a material; a texture of
+    the material multiplies it.
+    """
     colours = model.geom_rgba[:, :3].astype(float)
-    with_material = model.geom_matid >= 0
-    colours[with_material] = model.mat_rgba[model.geom_matid[with_material], :3]
+    for geom in np.flatnonzero(model.geom_matid >= 0):
+        material = model.geom_matid[geom]
+        if (model.geom_rgba[geom] == _DEFAULT_RGBA).all():
+            colours[geom] = model.mat_rgba[material, :3]
+        texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]
+        if texture >= 0:
+            colours[geom] *= _mean_colour(model, texture)
     return colours
 
 
 def _sky_colour(model: mujoco.MjModel) -> np.ndarray:
     """Return the mean colour (3,) of the skybox, black without one, as OpenGL does."""
-    for i in range(model.ntex):
-        if model.tex_type[i] == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
-            channels, start = model.tex_nchannel[i], model.tex_adr[i]
-            size = model.tex_height[i] * model.tex_width[i] * channels
-            texels = model.tex_data[start : start + size].reshape(-1, channels)
-            return texels[:, :3].mean(axis=0) / 255
-    return np.zeros(3)
+    skies = np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
+    return _mean_colour(model, skies[0]) if len(skies) else np.zeros(3)
+
+
+def _mean_colour(model: mujoco.MjModel, texture: int) -> np.ndarray:
+    """Return the mean colour (3,), 0 to 1, of a texture."""
+    channels, start = model.tex_nchannel[texture], model.tex_adr[texture]
+    size = model.tex_height[texture] * model.tex_width[texture] * channels
+    texels = model.tex_data[start : start + size].reshape(-1, channels)
+    return texels[:, :3].mean(axis=0) / 255

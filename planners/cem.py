@@ -13,7 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.planners.checks import per_axis, require_choice, require_count, require_fractions
-from worldmodel.planners.interfaces import ActionBounds, Cost, Observation, Plan, WorldModel
+from worldmodel.planners.interfaces import (
+    ActionBounds,
+    Cost,
+    Generators,
+    Observation,
+    Plan,
+    Proposer,
+    WorldModel,
+    require_finite,
+)
 from worldmodel.planners.scoring import score_plans
 
 GRIPPER = -1  # the last action axis
@@ -23,8 +32,10 @@ MIN_CORRELATION_STD = 0.1  # keeps a few elites from squeezing the search into a
 class CEM:
     """Cross-entropy planner: our defaults, and by its arguments the public V-JEPA 2-AC one.
 
-    A batch of B problems is solved at once. They share one noise tensor drawn in the order
-    (B, S, H, A), so problem 0 of a batch does not see the noise it would see alone.
+    A batch of B problems is solved at once. With a generator for each of them, a problem sees the
+    noise it would see alone, and its plan is the one it would get alone, up to the rounding of
+    the world's and the cost's arithmetic on a batch. With a single generator, the problems share
+    one noise tensor drawn in the order (B, S, H, A).
     """
 
     def __init__(
@@ -38,6 +49,8 @@ class CEM:
         num_iterations: int = 6,
         keep_elites: float = 0.25,
         first_iteration: str = "normal",
+        num_proposals: int = 0,
+        proposal_std: float | Sequence[float] = 0.1,
         initial_std: float | Sequence[float] = 0.5,
         min_std: float | Sequence[float] = 0.02,
         mean_momentum: float | Sequence[float] = 0.0,
@@ -63,6 +76,11 @@ class CEM:
                 iteration. They are not imagined again. 0 forgets them.
             first_iteration: "normal" around the mean, or "uniform" over the bounds, which searches
                 them all when the energy is flat near the mean.
+            num_proposals: plans of the first iteration, among `num_samples_first`, drawn normally
+                around the action the world proposes, spread evenly over the horizon; the first
+                of them is exactly that. Above 0 the world must be a `Proposer`.
+            proposal_std: their standard deviation in units of half the bounds' width, one number
+                or one per axis.
             initial_std: standard deviation at the start in units of half the bounds' width, one
                 number or one per axis.
             min_std: the standard deviation never falls below this, same units.
@@ -89,11 +107,15 @@ class CEM:
             require_count("num_samples_first", num_samples_first, low=2)
         fewest = min(num_samples, num_samples_first or num_samples)
         require_count("num_elites", num_elites, low=2, high=fewest)
+        # One place stays free for the warm start.
+        most = (num_samples_first or num_samples) - 1
+        require_count("num_proposals", num_proposals, low=0, high=most)
         if not 0 <= keep_elites <= 1:
             raise ValueError(f"keep_elites must be a fraction in [0, 1], got {keep_elites}")
         require_choice("first_iteration", first_iteration, ("normal", "uniform"))
         require_choice("covariance", covariance, ("diagonal", "full"))
         require_choice("returns", returns, ("mean", "best"))
+        require_fractions("proposal_std", proposal_std)
         require_fractions("initial_std", initial_std)
         require_fractions("min_std", min_std)
         require_fractions("mean_momentum", mean_momentum, high=1)
@@ -111,6 +133,8 @@ class CEM:
         self.num_iterations = num_iterations
         self.num_kept = math.ceil(keep_elites * num_elites)
         self.first_iteration = first_iteration
+        self.num_proposals = num_proposals
+        self.proposal_std = proposal_std
         self.initial_std = initial_std
         self.min_std = min_std
         self.mean_momentum = mean_momentum
@@ -133,7 +157,7 @@ class CEM:
         bounds: ActionBounds,
         warm_start: Float[Tensor, "batch horizon action"] | None = None,
         deadline_ms: float | None = None,
-        generator: torch.Generator,
+        generator: Generators,
     ) -> Plan:
         """Returns the best plan found.
 
@@ -146,11 +170,12 @@ class CEM:
                 iteration. None starts from zero actions.
             deadline_ms: stop before an iteration that would end later than this. The first
                 iteration always runs.
-            generator: source of all noise; same state, same plan. It may live on another device
-                than the latents: noise is drawn where it lives.
+            generator: source of all noise, or one source per problem; same state, same plan. It
+                may live on another device than the latents: noise is drawn where it lives.
 
         Raises:
-            ValueError: `warm_start`, `bounds` or the deadline do not fit.
+            TypeError: proposals are asked of a world that makes none.
+            ValueError: `warm_start`, `bounds`, the generators or the deadline do not fit.
         """
         start = self.clock()
         if deadline_ms is not None and not deadline_ms >= 0:
@@ -166,6 +191,7 @@ class CEM:
         min_std = per_axis("min_std", self.min_std, A).to(device) * half_width
         std = per_axis("initial_std", self.initial_std, A).to(device) * half_width
         std = std.expand(B, H, A)
+        proposal_std = per_axis("proposal_std", self.proposal_std, A).to(device) * half_width
         mean = self._first_mean(warm_start, shape=(B, H, A)).to(low).clamp(low, high)
 
         # Sampling has limits of its own: close_gripper forces values outside the bounds.
@@ -181,14 +207,20 @@ class CEM:
         for iteration in range(self.num_iterations):
             S = self.num_samples if iteration else self.num_samples_first
             iteration_start = self.clock()
+            fresh = S if iteration else S - self.num_proposals
             if iteration == 0 and self.first_iteration == "uniform":
-                noise = torch.rand(B, S, H, A, generator=generator, device=generator.device)
-                plans = sample_low + (sample_high - sample_low) * noise.to(device)
+                noise = draw(torch.rand, (B, fresh, H, A), generator).to(device)
+                plans = sample_low + (sample_high - sample_low) * noise
             else:
-                noise = torch.randn(B, S, H, A, generator=generator, device=generator.device)
+                noise = draw(torch.randn, (B, fresh, H, A), generator).to(device)
                 if iteration and self.covariance == "full":
-                    noise = correlate(noise.to(device), elites, min_ratio=MIN_CORRELATION_STD)
-                plans = mean[:, None] + std[:, None] * noise.to(device)
+                    noise = correlate(noise, elites, min_ratio=MIN_CORRELATION_STD)
+                plans = mean[:, None] + std[:, None] * noise
+            if fresh < S:
+                noise = draw(torch.randn, (B, S - fresh, H, A), generator).to(device)
+                noise[:, 0] = 0.0
+                proposed = self._propose(world, observation, goal).to(mean)[:, None, None]
+                plans = torch.cat([plans, proposed + proposal_std * noise], dim=1)
             plans = plans.clamp(sample_low, sample_high)  # (B, S, H, A)
             if iteration == 0 and warm_start is not None:
                 plans[:, 0] = mean.clamp(sample_low, sample_high)
@@ -211,8 +243,8 @@ class CEM:
 
             if deadline_ms is not None and iteration + 1 < self.num_iterations:
                 now = self.clock()
-                # Time grows with the number of plans; one more is the returned mean, scored below.
-                predicted = (now - iteration_start) * (self.num_samples + 1) / S
+                # Time grows with the number of plans; two more are scored below.
+                predicted = (now - iteration_start) * (self.num_samples + 2) / S
                 if 1000 * (now + predicted - start) > deadline_ms:
                     cut_short = True
                     break
@@ -227,27 +259,50 @@ class CEM:
         if dead.any():
             actions = actions.clone()
             actions[..., GRIPPER] = grip.masked_fill(dead, 0.0)
-        if self.returns == "mean" or dead.any():
-            best_cost = score_plans(world, self.cost, observation, goal, actions[:, None])[:, 0]
-            evaluations += 1
+        still = torch.zeros_like(actions)
+        scored = score_plans(
+            world,
+            self.cost,
+            observation,
+            goal,
+            torch.stack([still, actions], dim=1),
+            chunk_size=self.chunk_size,
+        ).to(mean)
+        evaluations += 2
+        still_cost, best_cost = scored.unbind(dim=1)
+        gain = (still_cost - best_cost) / still_cost.clamp_min(torch.finfo(mean.dtype).tiny)
         if self.hold:
-            now = observation.latents[:, None, -1:].expand(-1, 1, H, -1, -1)  # (B, 1, H, N, D)
-            still = torch.zeros_like(actions).clamp(low, high)
-            still_cost = self.cost(now, still[:, None], goal)[:, 0]
-            stays = (still_cost <= best_cost) & (still == 0).all(dim=(1, 2))
+            now = observation.latents[:, -1]
+            stayed = now[:, None, None].expand(-1, 1, H, -1, -1)  # (B, 1, H, N, D)
+            seen_cost = self.cost(stayed, still[:, None], goal, now)[:, 0].to(mean)
+            allowed = ((low <= 0) & (high >= 0)).all()
+            stays = (seen_cost <= best_cost) & allowed
             actions = torch.where(stays[:, None, None], still, actions)
-            best_cost = torch.where(stays, still_cost, best_cost)
+            best_cost = torch.where(stays, seen_cost, best_cost)
         elapsed_ms = 1000 * (self.clock() - start)
         return Plan(
             actions=actions,
             std=std,
             cost=best_cost,
+            gain=gain,
             evaluations=evaluations,
             iterations=len(history),
             elapsed_ms=elapsed_ms,
             deadline_hit=cut_short or (deadline_ms is not None and elapsed_ms > deadline_ms),
             cost_history=torch.stack(history),
         )
+
+    def _propose(self, world: WorldModel, observation: Observation, goal: Tensor) -> Tensor:
+        """Returns one step of the world's proposal (B, A)."""
+        if not isinstance(world, Proposer):
+            raise TypeError(
+                f"num_proposals={self.num_proposals} needs a world model that proposes actions, "
+                f"but {type(world).__name__} has no method propose(latents, proprio, goal); set "
+                "num_proposals to 0 or take a model trained with an inverse-dynamics head"
+            )
+        proposal = world.propose(observation.latents[:, -1], observation.proprio[:, -1], goal)
+        require_finite("proposed action", proposal)
+        return proposal / self.horizon
 
     @staticmethod
     def _first_mean(warm_start: Tensor | None, *, shape: tuple[int, int, int]) -> Tensor:
@@ -256,6 +311,18 @@ class CEM:
         if warm_start.shape != shape:
             raise ValueError(f"warm_start must be {shape} (B, H, A), got {tuple(warm_start.shape)}")
         return warm_start
+
+
+def draw(sample: Callable[..., Tensor], shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """Returns `sample` noise (B, ...): of one generator, or of one for each of the B problems."""
+    if isinstance(generator, torch.Generator):
+        return sample(shape, generator=generator, device=generator.device)
+    if len(generator) != shape[0]:
+        raise ValueError(
+            f"a batch of {shape[0]} problems needs one generator or {shape[0]}, "
+            f"got {len(generator)}"
+        )
+    return torch.stack([sample(shape[1:], generator=g, device=g.device) for g in generator])
 
 
 def correlate(
@@ -271,13 +338,14 @@ def correlate(
         elites: plans whose correlation matrix the result follows.
         min_ratio: no direction gets a smaller standard deviation than this.
     """
-    deviations = (elites - elites.mean(dim=1, keepdim=True)).flatten(2)  # (B, K, H * A)
-    spread = deviations.std(dim=1, keepdim=True)
-    moving = spread > 0
-    unit = deviations / torch.where(moving, spread, 1.0)
-    correlation = unit.mT @ unit / (elites.shape[1] - 1)  # (B, H * A, H * A)
-    still = torch.diag_embed((~moving[:, 0]).to(unit))  # fixed axes: variance 1, like the others
-    values, vectors = torch.linalg.eigh(correlation + still)
-    scales = values.clamp_min(0).sqrt().clamp_min(min_ratio)
-    root = (vectors * scales[:, None]) @ vectors.mT
-    return (noise.flatten(2) @ root).view_as(noise)
+    with torch.autocast(noise.device.type, enabled=False):  # the world may imagine in bfloat16
+        deviations = (elites - elites.mean(dim=1, keepdim=True)).flatten(2)  # (B, K, H * A)
+        spread = deviations.std(dim=1, keepdim=True)
+        moving = spread > 0
+        unit = deviations / torch.where(moving, spread, 1.0)
+        correlation = unit.mT @ unit / (elites.shape[1] - 1)  # (B, H * A, H * A)
+        still = torch.diag_embed((~moving[:, 0]).to(unit))  # fixed axes: variance 1
+        values, vectors = torch.linalg.eigh(correlation + still)
+        scales = values.clamp_min(0).sqrt().clamp_min(min_ratio)
+        root = (vectors * scales[:, None]) @ vectors.mT
+        return (noise.flatten(2) @ root).view_as(noise)

@@ -22,21 +22,34 @@ def latent_l1(
     return difference.abs_().mean(dim=(-2, -1), dtype=torch.float32)
 
 
-class LatentL1Energy:
-    """Mean absolute difference between imagined latents and the goal's."""
+class LatentEnergy:
+    """Distance between imagined latents and the goal's. The defaults are V-JEPA 2-AC's energy."""
 
-    def __init__(self, *, step: str = "terminal") -> None:
-        """Chooses which steps count: "terminal", the last only; "mean", the average of all."""
+    def __init__(self, *, distance: str = "l1", step: str = "terminal", focus: str = "all") -> None:
+        """Chooses what is compared.
+
+        Args:
+            distance: "l1", the mean absolute difference, or "l2", the mean squared one.
+            step: "terminal", the last imagined step only; "mean", the average of all.
+            focus: "all" tokens alike, or "moving": each weighs as much as it must change from now
+                to the goal (by L1; the weights of an image add up to 1), so that the resting
+                background and what imagination errs about it do not count.
+        """
+        require_choice("distance", distance, ("l1", "l2"))
         require_choice("step", step, ("terminal", "mean"))
+        require_choice("focus", focus, ("all", "moving"))
+        self.distance = distance
         self.step = step
+        self.focus = focus
 
     def __call__(
         self,
         latents: Float[Tensor, "batch sample horizon token latent"],
         actions: Float[Tensor, "batch sample horizon action"],
         goal: Float[Tensor, "batch token latent"],
+        now: Float[Tensor, "batch token latent"],
     ) -> Float[Tensor, "batch sample"]:
-        """Returns the energy of every imagined future.
+        """Returns the energy of every imagined future, in float32.
 
         Raises:
             ValueError: the goal's latents have another shape than the imagined ones.
@@ -46,9 +59,25 @@ class LatentL1Energy:
                 f"goal latents must be (B, N, D) like the imagined ones {tuple(latents.shape)} "
                 f"(B, S, H, N, D), got {tuple(goal.shape)}; encode both with the same world model"
             )
-        if self.step == "terminal":
-            return latent_l1(latents[:, :, -1], goal[:, None])
-        return latent_l1(latents, goal[:, None, None]).mean(dim=-1)
+        first = latents.shape[2] - 1 if self.step == "terminal" else 0
+        difference = latents[:, :, first:] - goal[:, None, None]  # (B, S, 1 or H, N, D)
+        size = difference.abs_() if self.distance == "l1" else difference.square_()
+        if self.focus == "all":
+            return size.mean(dim=(-2, -1), dtype=torch.float32).mean(dim=-1)
+        weights = moving_tokens(now, goal)[:, None, None]  # (B, 1, 1, N)
+        return (size.mean(dim=-1, dtype=torch.float32) * weights).sum(dim=-1).mean(dim=-1)
+
+
+def moving_tokens(
+    now: Float[Tensor, "batch token latent"], goal: Float[Tensor, "batch token latent"]
+) -> Float[Tensor, "batch token"]:
+    """Returns how much of the change from now to the goal is each token's; they add up to 1.
+
+    Where nothing changes at all, every token weighs the same.
+    """
+    change = (goal - now).abs().mean(dim=-1, dtype=torch.float32)  # (B, N)
+    total = change.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, change / total, 1 / change.shape[-1])
 
 
 class ActionPenalty:
@@ -72,6 +101,7 @@ class ActionPenalty:
         latents: Float[Tensor, "batch sample horizon token latent"],
         actions: Float[Tensor, "batch sample horizon action"],
         goal: Float[Tensor, "batch token latent"],
+        now: Float[Tensor, "batch token latent"],
     ) -> Float[Tensor, "batch sample"]:
         """Returns the penalty of every plan."""
         scale = per_axis("scale", self.scale, actions.shape[-1]).to(actions)
@@ -97,8 +127,12 @@ class WeightedSum:
         latents: Float[Tensor, "batch sample horizon token latent"],
         actions: Float[Tensor, "batch sample horizon action"],
         goal: Float[Tensor, "batch token latent"],
+        now: Float[Tensor, "batch token latent"],
     ) -> Float[Tensor, "batch sample"]:
         """Returns the weighted sum for every imagined future."""
-        terms = [cost(latents, actions, goal) for cost in self.costs]  # each (B, S)
-        weights = torch.tensor(self.weights, dtype=terms[0].dtype, device=terms[0].device)
-        return torch.tensordot(weights, torch.stack(terms), dims=1)
+        # Added up one by one: a matrix product would lose precision under autocast.
+        terms = [
+            weight * cost(latents, actions, goal, now)
+            for cost, weight in zip(self.costs, self.weights, strict=True)
+        ]
+        return torch.stack(terms).sum(dim=0)  # (B, S)

@@ -5,7 +5,7 @@ size, P proprio size. Actions are physical: metres, radians, gripper fraction, p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -40,6 +40,20 @@ class WorldModel(Protocol):
 
         `actions` has C-1+H steps: the first C-1 were already executed between the context frames.
         """
+        ...
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """A world model that also guesses which action leads to a goal."""
+
+    def propose(
+        self,
+        latents: Float[Tensor, "batch token latent"],
+        proprio: Float[Tensor, "batch proprio"],
+        goal: Float[Tensor, "batch token latent"],
+    ) -> Float[Tensor, "batch action"]:
+        """Returns the whole change of proprio that may lead from the present to the goal."""
         ...
 
 
@@ -137,8 +151,9 @@ class Cost(Protocol):
         latents: Float[Tensor, "batch sample horizon token latent"],
         actions: Float[Tensor, "batch sample horizon action"],
         goal: Float[Tensor, "batch token latent"],
+        now: Float[Tensor, "batch token latent"],
     ) -> Float[Tensor, "batch sample"]:
-        """Returns the cost of every imagined future."""
+        """Returns the cost of every imagined future; `now` is what the camera shows."""
         ...
 
 
@@ -150,6 +165,8 @@ class Plan:
         actions: (B, H, A) the plan, inside the bounds.
         std: (B, H, A) the spread of the search distribution at the end.
         cost: (B,) the cost of exactly `actions`.
+        gain: (B,) the fraction by which the plan found lowers the cost of staying put, both as
+            imagined: what imagination errs about everywhere cancels.
         evaluations: imagined futures per batch element.
         iterations: iterations done.
         elapsed_ms: time taken.
@@ -160,11 +177,28 @@ class Plan:
     actions: Float[Tensor, "batch horizon action"]
     std: Float[Tensor, "batch horizon action"]
     cost: Float[Tensor, " batch"]
+    gain: Float[Tensor, " batch"]
     evaluations: int
     iterations: int
     elapsed_ms: float
     deadline_hit: bool
     cost_history: Float[Tensor, "iterations batch"]
+
+    def problem(self, index: int) -> "Plan":
+        """Returns the plan of one problem of the batch, as a batch of one."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            actions=self.actions[one],
+            std=self.std[one],
+            cost=self.cost[one],
+            gain=self.gain[one],
+            cost_history=self.cost_history[:, one],
+        )
+
+
+# One source of noise for a whole batch, or one for each of its problems.
+Generators = torch.Generator | Sequence[torch.Generator]
 
 
 @runtime_checkable
@@ -180,7 +214,7 @@ class Planner(Protocol):
         bounds: ActionBounds,
         warm_start: Float[Tensor, "batch horizon action"] | None = None,
         deadline_ms: float | None = None,
-        generator: torch.Generator,
+        generator: Generators,
     ) -> Plan:
         """Returns the best plan found, by the deadline if there is one."""
         ...

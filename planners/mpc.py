@@ -1,8 +1,8 @@
-"""Model predictive control: encode what the camera shows, plan, execute a little, look again."""
+"""Model predictive control: encode what the cameras show, plan, execute a little, look again."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldmodel.planners.checks import require_count
 from worldmodel.planners.energy import latent_l1
+from worldmodel.planners.gate import Gate, GateState
 from worldmodel.planners.interfaces import (
     ActionBounds,
     Observation,
@@ -19,45 +20,63 @@ from worldmodel.planners.interfaces import (
     WorldModel,
     require_finite,
 )
-from worldmodel.planners.split import split_action
-from worldmodel.pose import ACTION_SIZE, PROPRIO_SIZE, action_between
+from worldmodel.planners.split import snap_gripper, split_action
+from worldmodel.planners.subgoals import GoalImage, SwitchReason, SwitchRule, check_image
+from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, action_between
 
 RATE_TOLERANCE = 1e-3  # relative; a quarter second is often written 0.25 and sometimes 1 / 4.0001
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What the controller chose for one control step, and why.
+    """What the controller chose for one arm and one control step, and why.
 
     Attributes:
         action: (7,) float32 to execute now, within the step bounds.
-        plan: the plan it was taken from; the same object until the next replanning.
-        energy_now: latent L1 between the present image and the goal image.
+        plan: the plan it was taken from, of this arm alone (a batch of one); the same object until
+            the next replanning.
+        energy_now: latent L1 between the present image and the present sub-goal.
         predicted_energy: the planner's cost of `plan` when it was made: with the terminal
-            `LatentL1Energy`, the energy imagined at its end.
+            `LatentEnergy`, the energy imagined at its end.
+        stage: which sub-goal `action` is for, counted from 0.
+        switched: why the arm came to it in this step; None when it was there before.
+        reached: the arm is at the last image of its goal, and `energy_now` is at most the switch
+            rule's tolerance. The controller keeps acting.
         replanned: `plan` was made in this step.
-        reached: `energy_now` is at most the goal tolerance. The controller keeps acting.
-        encode_ms: time to encode the image.
-        plan_ms: time to plan, 0 when an earlier plan was continued.
+        gate: what the surprise gate made of the step before; its default without a gate.
+        encode_ms: time to encode the images of all arms.
+        plan_ms: time to plan for all arms, 0 when an earlier plan was continued.
     """
 
     action: Float[np.ndarray, " action"]
     plan: Plan
     energy_now: float
     predicted_energy: float
-    replanned: bool
+    stage: int
+    switched: SwitchReason | None
     reached: bool
+    replanned: bool
+    gate: GateState
     encode_ms: float
     plan_ms: float
 
 
 class MPC:
-    """Receding-horizon control of one arm towards a goal image.
+    """Receding-horizon control of one arm or many, each towards its own sequence of goal images.
 
     Planned actions may be larger than the arm's step: each step executes the part of the first
     planned action that fits (see `split_action`). The next plan starts from what is left of this
     one: the remainder of its first action, the actions after it, and zero actions up to the
     horizon. With plan bounds equal to step bounds this is the plain shift by one step.
+
+    The images of all arms are encoded at once and their plans searched at once. Each arm has its
+    own noise, so it does what it would do alone, up to the rounding of batched arithmetic. All
+    methods take `arms`, the indices their arguments belong to, in that order; None is all arms.
+
+        controller = MPC(world, planner, ..., num_arms=2, switch=SwitchRule(min_gain=0.05))
+        controller.reset(seeds=[7, 8])
+        controller.set_goals([[GoalImage(above, 4), GoalImage(grasped, 10)], [GoalImage(there)]])
+        first, second = controller.act(images, proprio)
     """
 
     def __init__(
@@ -69,11 +88,14 @@ class MPC:
         step_bounds: ActionBounds,
         control_hz: float,
         model_hz: float | None = None,
+        num_arms: int = 1,
+        switch: SwitchRule | None = None,
+        gripper_snap: float | None = None,
+        gate: Gate | None = None,
         warm_start: bool = True,
         replan_every: int = 1,
         deadline_ms: float | None = None,
         num_context: int = 1,
-        goal_tolerance: float | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         clock: Callable[[], float] = time.perf_counter,
@@ -88,13 +110,19 @@ class MPC:
                 zero to above zero, or is fixed to zero in both bounds.
             control_hz: how often `act` is called, per second.
             model_hz: the rate the model was trained at, when `world` has no `control_hz`.
+            num_arms: arms B that are controlled at once.
+            switch: when an arm goes on to its next sub-goal; None is by step limits alone.
+            gripper_snap: a planned gripper change above this is executed as the whole step bound,
+                and a smaller one not at all; None executes what was planned. A gripper that closes
+                on an object stops early, so the change to plan for a firm grasp is a part of the
+                change to command.
+            gate: slows, replans or holds when the world does not do what the model predicted.
             warm_start: whether a plan starts from what is left of the one before; the public
                 V-JEPA 2-AC controller starts each from zero.
             replan_every: control steps executed before planning again.
             deadline_ms: time allowed for one `act`, encoding included; None is no limit.
             num_context: most past frames given to the predictor. The first steps have fewer.
-            goal_tolerance: energy at which `Decision.reached` becomes true; None is never.
-            seed: of the planner's noise.
+            seed: of the planner's noise; arm i has `seed + i` until `reset` says otherwise.
             device: where `world` takes its frames.
             clock: seconds, monotonic; replaced in tests.
 
@@ -103,118 +131,241 @@ class MPC:
         """
         _check_rates(world, control_hz, model_hz)
         _check_bounds(plan_bounds, step_bounds)
+        require_count("num_arms", num_arms, low=1)
         require_count("replan_every", replan_every, low=1)
         require_count("num_context", num_context, low=1)
         if deadline_ms is not None and not deadline_ms > 0:
             raise ValueError(f"deadline_ms must be above 0, got {deadline_ms}")
+        if gripper_snap is not None and not gripper_snap >= 0:
+            raise ValueError(f"gripper_snap must be at least 0, got {gripper_snap}")
         self.world = world
         self.planner = planner
         self.plan_bounds = plan_bounds
         self.step_bounds = step_bounds
+        self.num_arms = num_arms
+        self.switch = switch if switch is not None else SwitchRule()
+        self.gripper_snap = gripper_snap
+        self.gate = gate
         self.warm_start = warm_start
         self.replan_every = replan_every
         self.deadline_ms = deadline_ms
         self.num_context = num_context
-        self.goal_tolerance = goal_tolerance
         self.seed = seed
         self.device = torch.device(device)
         self.clock = clock
-        self.reset()
+        self._arms: list[_Arm] = [_Arm.seeded(seed + i) for i in range(num_arms)]
 
-    def reset(self, *, seed: int | None = None) -> None:
-        """Forgets goal, context and plan, and seeds the noise: the start of an episode.
+    def reset(
+        self, *, seeds: Sequence[int] | None = None, arms: Sequence[int] | None = None
+    ) -> None:
+        """Forgets goals, context and plans, and seeds the noise: the start of an episode.
 
         Args:
-            seed: of the noise; None is the constructor's.
+            seeds: of the noise, one per arm; None is the constructor's.
+            arms: which arms start again.
         """
-        self._generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
-        self._context: list[tuple[Tensor, Tensor]] = []  # latents (1, 1, N, D), proprio (1, 1, P)
-        self._goal: Tensor | None = None  # (1, N, D)
-        self._goal_shape: tuple[int, ...] = ()
-        self._forget_plan()
+        chosen = self._chosen(arms)
+        seeds = [self.seed + i for i in chosen] if seeds is None else seeds
+        _check_number("seeds", len(seeds), chosen)
+        for i, seed in zip(chosen, seeds, strict=True):
+            self._arms[i] = _Arm.seeded(seed)
 
     @torch.inference_mode()
-    def set_goal(self, goal_image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Sets the image to reach, RGB, and drops the present plan.
+    def set_goals(
+        self, goals: Sequence[Sequence[GoalImage]], *, arms: Sequence[int] | None = None
+    ) -> None:
+        """Sets the images each arm is to reach, in their order, and drops the present plans.
+
+        Args:
+            goals: for each arm at least one image.
+            arms: which arms they are for.
+
+        Raises:
+            ValueError: an arm has no image, or the images differ in size.
+        """
+        chosen = self._chosen(arms)
+        _check_number("goals", len(goals), chosen)
+        empty = [i for i, goal in zip(chosen, goals, strict=True) if not goal]
+        if empty:
+            raise ValueError(f"arms {empty} have a goal of no images; give each at least one")
+        flat = [goal for sequence in goals for goal in sequence]
+        size = flat[0].image.shape[:2]
+        for goal in flat:
+            check_image("goal image", goal.image, size=size)
+        latents = self._encode(np.stack([goal.image for goal in flat]))[:, 0]  # (K, N, D)
+        require_finite("goal latents", latents)
+        stages = [
+            _Stage(latents=latents[k : k + 1], max_steps=goal.max_steps, size=size)
+            for k, goal in enumerate(flat)
+        ]
+        for i, sequence in zip(chosen, goals, strict=True):
+            own, stages = tuple(stages[: len(sequence)]), stages[len(sequence) :]
+            self._arms[i] = self._arms[i].heading_for(own)
+
+    def set_goal(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Sets one image as the goal of the only arm.
 
         Raises:
             TypeError: not a uint8 array.
-            ValueError: not (height, width, 3).
+            ValueError: not (height, width, 3), or there are several arms.
         """
-        _check_image("goal_image", goal_image)
-        goal = self._encode(goal_image)[:, -1]
-        require_finite("goal latents", goal)
-        self._goal = goal
-        self._goal_shape = goal_image.shape
-        self._forget_plan()
+        if self.num_arms != 1:
+            raise ValueError(
+                f"set_goal is for one arm and this controller has {self.num_arms}; call set_goals"
+            )
+        self.set_goals([[GoalImage(image)]])
 
     @torch.inference_mode()
     def act(
         self,
-        image: UInt8[np.ndarray, "height width 3"],
-        proprio: Float[np.ndarray, " proprio"],
-    ) -> Decision:
-        """Returns what to do now. Call it once per control step, and execute what it returns.
+        images: UInt8[np.ndarray, "arm height width 3"],
+        proprio: Float[np.ndarray, "arm proprio"],
+        *,
+        arms: Sequence[int] | None = None,
+    ) -> tuple[Decision, ...]:
+        """Returns what each arm is to do now. Call it once per control step, and execute that.
+
+        An arm that is at its sub-goal goes on and plans to the next one in the same call.
 
         Args:
-            image: what the camera shows, RGB, the size of the goal image.
-            proprio: (7,) arm state measured with the image.
+            images: what each arm's camera shows, RGB, the size of the goal images.
+            proprio: (B, 7) arm states measured with the images.
+            arms: which arms act; the others stay as they are.
 
         Raises:
-            TypeError: the image is not a uint8 array.
-            ValueError: no goal is set; a wrong shape; a value that is not finite. The controller is
-                then as it was before the call.
+            TypeError: the images are not a uint8 array.
+            ValueError: an arm has no goal; a wrong shape; a value that is not finite. The
+                controller is then as it was before the call, but for its noise.
         """
         start = self.clock()
-        if self._goal is None:
-            raise ValueError("the controller has no goal; call set_goal(goal_image) before act")
-        _check_image("image", image, expected=self._goal_shape)
-        measured = _proprio_tensor(proprio)
-        latents = self._encode(image)
-        context = [*self._context, (latents, measured.to(latents.device))][-self.num_context :]
-        observation = _observation(context)
-        energy_now = float(latent_l1(latents[:, -1], self._goal))
+        chosen = self._chosen(arms)
+        states = [self._arms[i] for i in chosen]
+        aimless = [i for i, arm in zip(chosen, states, strict=True) if not arm.stages]
+        if aimless:
+            raise ValueError(f"arms {aimless} have no goal; call set_goals before act")
+        for arm in states:
+            check_image("images", images, batch=True, size=arm.stages[0].size)
+        _check_number("images", len(images), chosen)
+        measured = _proprio_tensor(proprio, num_arms=len(chosen))
+        latents = self._encode(images)  # (B, 1, N, D)
+        measured = measured.to(latents.device)
+        before = list(states)
+        for k, arm in enumerate(states):
+            states[k] = arm.seeing(latents[k : k + 1], measured[k : k + 1], most=self.num_context)
+        self._judge(before, states)
+
+        switched: list[SwitchReason | None] = [None] * len(states)
+        for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
+            if arm.may_go_on:
+                switched[k] = self.switch.on_seeing(
+                    energy=energy, steps=arm.steps, max_steps=arm.stages[arm.stage].max_steps
+                )
+                states[k] = arm.going_on() if switched[k] else arm
         encode_ms = 1000 * (self.clock() - start)
 
-        plan, pending, age, plan_ms = self._plan, self._pending, self._plan_age, 0.0
-        replanned = plan is None or age >= self.replan_every or len(pending) == 0
-        if plan is None or replanned:
-            plan_start = self.clock()
+        plan_start = self.clock()
+        replanned = [
+            arm.plan is None or arm.age >= self.replan_every or len(arm.pending) == 0
+            for arm in states
+        ]
+        self._plan(states, [k for k, due in enumerate(replanned) if due], start)
+        for k, arm in enumerate(states):
+            if replanned[k] and arm.may_go_on:
+                switched[k] = self._reason_in_plan(arm)
+                states[k] = arm.going_on() if switched[k] else arm
+        self._plan(states, [k for k, arm in enumerate(states) if arm.plan is None], start)
+        plan_ms = 1000 * (self.clock() - plan_start)
+
+        decisions = []
+        for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
+            assert arm.plan is not None
+            bounds = _slowed(self.step_bounds, arm.gate.scale)
+            action, rest = split_action(arm.pending[0], bounds, self.gripper_snap)
+            if not arm.gate.scale:
+                action, rest = np.zeros(ACTION_SIZE), arm.pending[0]
+            states[k] = arm.executed(rest)
+            tolerance, is_last = self.switch.tolerance, arm.stage == len(arm.stages) - 1
+            decisions.append(
+                Decision(
+                    action=action.astype(np.float32),
+                    plan=arm.plan,
+                    energy_now=energy,
+                    predicted_energy=float(arm.plan.cost[0]),
+                    stage=arm.stage,
+                    switched=switched[k],
+                    reached=tolerance is not None and is_last and energy <= tolerance,
+                    replanned=replanned[k],
+                    gate=arm.gate,
+                    encode_ms=encode_ms,
+                    plan_ms=plan_ms if replanned[k] else 0.0,
+                )
+            )
+        for i, arm in zip(chosen, states, strict=True):
+            self._arms[i] = arm
+        return tuple(decisions)
+
+    def _judge(self, before: "list[_Arm]", states: "list[_Arm]") -> None:
+        """Lets the gate look at what the last actions did, and drops the plans it distrusts."""
+        moved = [k for k, arm in enumerate(before) if arm.context and arm.steps]
+        if self.gate is None or not moved:
+            return
+        past = torch.cat([before[k].context[-1][0][:, 0] for k in moved])  # (B, N, D)
+        now = torch.cat([states[k].context[-1][0][:, 0] for k in moved])
+        was = torch.cat([before[k].context[-1][1][:, 0] for k in moved])  # (B, P)
+        is_ = torch.cat([states[k].context[-1][1][:, 0] for k in moved])
+        with torch.autocast(was.device.type, enabled=False):  # poses keep single precision
+            action = action_between(was, is_)
+        verdicts = self.gate.judge(
+            [states[k].gate for k in moved],
+            self.world,
+            before=past,
+            proprio=was,
+            action=action,
+            after=now,
+        )
+        for k, verdict in zip(moved, verdicts, strict=True):
+            states[k] = states[k].judged(verdict)
+
+    def _plan(self, states: "list[_Arm]", due: list[int], start: float) -> None:
+        """Gives the arms at `due` new plans, in one search unless they differ in shape."""
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for k in due:
+            cold = not self.warm_start or states[k].plan is None
+            groups.setdefault((len(states[k].context), cold), []).append(k)
+        for (_, cold), members in groups.items():
+            group = [states[k] for k in members]
             plan = self.planner.plan(
                 self.world,
-                observation,
-                self._goal,
+                _observation([arm.context for arm in group]),
+                torch.cat([arm.goal for arm in group]),
                 bounds=self.plan_bounds,
-                warm_start=_warm_start(plan, pending) if self.warm_start else None,
+                warm_start=None if cold else torch.cat([arm.rest_of_plan() for arm in group]),
                 deadline_ms=self._time_left_ms(start),
-                generator=self._generator,
+                generator=[arm.generator for arm in group],
             )
-            pending, age = plan.actions[0].cpu().double().numpy(), 0
-            plan_ms = 1000 * (self.clock() - plan_start)
+            for j, k in enumerate(members):
+                states[k] = states[k].following(plan.problem(j))
 
-        action, rest = split_action(pending[0], self.step_bounds)
-        self._pending = pending[1:] if rest is None else np.concatenate([rest[None], pending[1:]])
-        self._plan, self._plan_age, self._context = plan, age + 1, context
-        return Decision(
-            action=action.astype(np.float32),
-            plan=plan,
-            energy_now=energy_now,
-            predicted_energy=float(plan.cost[0]),
-            replanned=replanned,
-            reached=self.goal_tolerance is not None and energy_now <= self.goal_tolerance,
-            encode_ms=encode_ms,
-            plan_ms=plan_ms,
-        )
+    def _reason_in_plan(self, arm: "_Arm") -> SwitchReason | None:
+        assert arm.plan is not None
+        actions = arm.pending.copy()  # all of the plan, for it is new
+        if self.gripper_snap is not None:
+            actions = snap_gripper(actions, self.step_bounds, self.gripper_snap)
+        return self.switch.on_planning(gain=float(arm.plan.gain[0]), actions=actions)
 
-    def _encode(self, image: np.ndarray) -> Tensor:
+    def _encode(self, images: np.ndarray) -> Tensor:
         # A copy: the array may be read-only, or the camera's own buffer.
-        frame = torch.from_numpy(np.array(image)).to(self.device)
-        return self.world.encode(frame[None, None])  # (1, 1, N, D)
+        frames = torch.from_numpy(np.array(images)).to(self.device)
+        return self.world.encode(frames[:, None])  # (B, 1, N, D)
 
-    def _forget_plan(self) -> None:
-        self._plan: Plan | None = None
-        self._plan_age = 0  # control steps executed since it was made
-        self._pending = np.zeros((0, ACTION_SIZE))  # what is left of it
+    def _chosen(self, arms: Sequence[int] | None) -> list[int]:
+        chosen = list(range(self.num_arms)) if arms is None else list(arms)
+        known = set(chosen) <= set(range(self.num_arms))
+        if not chosen or not known or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                f"arms must be different indices from 0 to {self.num_arms - 1}, got {chosen}"
+            )
+        return chosen
 
     def _time_left_ms(self, start: float) -> float | None:
         if self.deadline_ms is None:
@@ -222,36 +373,108 @@ class MPC:
         return max(0.0, self.deadline_ms - 1000 * (self.clock() - start))
 
 
-def _observation(context: list[tuple[Tensor, Tensor]]) -> Observation:
-    latents, proprio = (torch.cat(parts, dim=1) for parts in zip(*context, strict=True))
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """A sub-goal as the controller keeps it."""
+
+    latents: Tensor  # (1, N, D)
+    max_steps: int | None
+    size: tuple[int, ...]  # height and width of its image
+
+
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """What the controller remembers of one arm. Frozen: a failed `act` leaves the old one."""
+
+    generator: torch.Generator
+    context: tuple[tuple[Tensor, Tensor], ...] = ()  # latents (1, 1, N, D), proprio (1, 1, P)
+    stages: tuple[_Stage, ...] = ()
+    stage: int = 0
+    steps: int = 0  # executed towards the stage's image
+    plan: Plan | None = None
+    age: int = 0  # steps executed since the plan was made
+    pending: np.ndarray = field(default_factory=lambda: np.zeros((0, ACTION_SIZE)))  # of the plan
+    gate: GateState = GateState()
+
+    @classmethod
+    def seeded(cls, seed: int) -> "_Arm":
+        return cls(generator=torch.Generator().manual_seed(seed))
+
+    @property
+    def goal(self) -> Tensor:
+        return self.stages[self.stage].latents
+
+    @property
+    def may_go_on(self) -> bool:
+        return self.steps > 0 and self.stage + 1 < len(self.stages)
+
+    def heading_for(self, stages: tuple[_Stage, ...], stage: int = 0) -> "_Arm":
+        fresh = _Arm(generator=self.generator, context=self.context, gate=self.gate)
+        return replace(fresh, stages=stages, stage=stage)
+
+    def going_on(self) -> "_Arm":
+        return self.heading_for(self.stages, self.stage + 1)
+
+    def seeing(self, latents: Tensor, proprio: Tensor, *, most: int) -> "_Arm":
+        return replace(self, context=(*self.context, (latents, proprio))[-most:])
+
+    def judged(self, gate: GateState) -> "_Arm":
+        if gate.verdict != "replan":
+            return replace(self, gate=gate)
+        return replace(self, gate=gate, plan=None, pending=np.zeros((0, ACTION_SIZE)))
+
+    def following(self, plan: Plan) -> "_Arm":
+        return replace(self, plan=plan, age=0, pending=plan.actions[0].cpu().double().numpy())
+
+    def executed(self, rest: np.ndarray | None) -> "_Arm":
+        pending = self.pending[1:]
+        if rest is not None:
+            pending = np.concatenate([rest[None], pending])
+        return replace(self, pending=pending, age=self.age + 1, steps=self.steps + 1)
+
+    def rest_of_plan(self) -> Tensor:
+        """What is left of the plan and zero actions, (1, H, A)."""
+        assert self.plan is not None
+        rest = torch.zeros_like(self.plan.actions)
+        rest[0, : len(self.pending)] = torch.from_numpy(self.pending).to(rest)
+        return rest
+
+
+def _slowed(bounds: ActionBounds, scale: float) -> ActionBounds:
+    """Returns step bounds of which the arm moves a part `scale`, and the gripper all."""
+    scales = torch.full_like(bounds.high, scale if scale else 1.0)
+    scales[GRIPPER] = 1.0
+    return ActionBounds(low=bounds.low * scales, high=bounds.high * scales)
+
+
+def _energies(states: Sequence[_Arm]) -> list[float]:
+    now = torch.cat([arm.context[-1][0][:, 0] for arm in states])  # (B, N, D)
+    return latent_l1(now, torch.cat([arm.goal for arm in states])).tolist()
+
+
+def _observation(contexts: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> Observation:
+    """Of arms with equally many context frames."""
+    latents = torch.cat([torch.cat([frame[0] for frame in c], dim=1) for c in contexts])
+    proprio = torch.cat([torch.cat([frame[1] for frame in c], dim=1) for c in contexts])
     # The measured motion, as in the training data; the arm never follows a command exactly.
-    past_actions = action_between(proprio[:, :-1], proprio[:, 1:])
+    with torch.autocast(proprio.device.type, enabled=False):  # poses keep single precision
+        past_actions = action_between(proprio[:, :-1], proprio[:, 1:])
     return Observation(latents=latents, proprio=proprio, past_actions=past_actions)
 
 
-def _warm_start(plan: Plan | None, pending: np.ndarray) -> Tensor | None:
-    if plan is None:
-        return None
-    warm_start = torch.zeros_like(plan.actions)  # (1, H, A)
-    warm_start[0, : len(pending)] = torch.from_numpy(pending).to(warm_start)
-    return warm_start
-
-
-def _proprio_tensor(proprio: np.ndarray) -> Tensor:
+def _proprio_tensor(proprio: np.ndarray, *, num_arms: int) -> Tensor:
     values = torch.from_numpy(np.array(proprio, dtype=np.float32))
-    if values.shape != (PROPRIO_SIZE,):
-        raise ValueError(f"proprio must have shape ({PROPRIO_SIZE},), got {tuple(values.shape)}")
+    if values.shape != (num_arms, PROPRIO_SIZE):
+        raise ValueError(
+            f"proprio must have shape ({num_arms}, {PROPRIO_SIZE}), got {tuple(values.shape)}"
+        )
     require_finite("observation proprio", values)
-    return values[None, None]  # (1, 1, P)
+    return values[:, None]  # (B, 1, P)
 
 
-def _check_image(name: str, image: np.ndarray, expected: tuple[int, ...] | None = None) -> None:
-    if image.dtype != np.uint8:
-        raise TypeError(f"{name} must be uint8 RGB in [0, 255], got {image.dtype}")
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"{name} must have shape (height, width, 3), got {image.shape}")
-    if expected is not None and image.shape != expected:
-        raise ValueError(f"{name} has shape {image.shape} but the goal image has {expected}")
+def _check_number(name: str, number: int, chosen: Sequence[int]) -> None:
+    if number != len(chosen):
+        raise ValueError(f"{name} must be one per arm ({len(chosen)}), got {number}")
 
 
 def _check_rates(world: WorldModel, control_hz: float, model_hz: float | None) -> None:

@@ -29,12 +29,13 @@ def score_plans(
     Raises:
         ValueError: a cost is NaN, so the ranking would be meaningless.
     """
+    now = observation.latents[:, -1]
     costs = []
     for chunk in plans.split(chunk_size or plans.shape[1], dim=1):
         past = observation.past_actions[:, None].expand(-1, chunk.shape[1], -1, -1)
         actions = torch.cat([past, chunk], dim=2)  # (B, S, C-1+H, A)
         latents = world.rollout(observation.latents, observation.proprio, actions)
-        costs.append(cost(latents, chunk, goal))
+        costs.append(cost(latents, chunk, goal, now))
     scores = torch.cat(costs, dim=1)  # (B, S)
     num_nan = int(scores.isnan().sum())
     if num_nan:

@@ -15,7 +15,7 @@ NOTHING_LEFT = 1e-6  # m, rad or gripper: rounding, not motion
 
 
 def split_action(
-    action: Float[np.ndarray, " action"], bounds: ActionBounds
+    action: Float[np.ndarray, " action"], bounds: ActionBounds, gripper_snap: float | None = None
 ) -> tuple[Float[np.ndarray, " action"], Float[np.ndarray, " action"] | None]:
     """Returns the part of `action` that fits in `bounds`, and the remainder or None.
 
@@ -27,12 +27,16 @@ def split_action(
         action: (7,) physical units.
         bounds: what the arm may do in one step. Each axis contains zero or is fixed to zero, and
             the action is zero on a fixed axis.
+        gripper_snap: a gripper change above this becomes the whole bound, and a smaller one none;
+            nothing of it is left over. None treats the gripper as above.
 
     Returns:
         float64 arrays; the remainder is None when less than 1e-6 of any unit is left.
     """
     low, high = (b.detach().cpu().double().numpy() for b in (bounds.low, bounds.high))
     action = np.asarray(action, dtype=np.float64)
+    if gripper_snap is not None:
+        action = snap_gripper(action, bounds, gripper_snap)
     part = np.empty_like(action)
     for group in (POSITION, ROTATION, GRIPPER):
         part[group] = _fitting_part(action[group], low[group], high[group])
@@ -44,6 +48,24 @@ def split_action(
     if np.abs(remainder).max() < NOTHING_LEFT:
         return part, None
     return part, remainder
+
+
+def snap_gripper(
+    actions: Float[np.ndarray, "*batch action"], bounds: ActionBounds, threshold: float
+) -> Float[np.ndarray, "*batch action"]:
+    """Returns the actions with each gripper change made full or none.
+
+    Args:
+        actions: (..., 7) physical units.
+        bounds: what the gripper may do in one step.
+        threshold: a change above it becomes the upper bound, one below its negative the lower one,
+            and any other zero.
+    """
+    snapped = np.array(actions)
+    change = snapped[..., GRIPPER]
+    closed = np.where(change > threshold, float(bounds.high[GRIPPER]), 0.0)
+    snapped[..., GRIPPER] = np.where(change < -threshold, float(bounds.low[GRIPPER]), closed)
+    return snapped
 
 
 def _fitting_part(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

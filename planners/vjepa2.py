@@ -7,7 +7,7 @@ Differences: it draws from the global random state axis by axis, we from a gener
 """
 
 from worldmodel.planners.cem import CEM
-from worldmodel.planners.energy import LatentL1Energy
+from worldmodel.planners.energy import LatentEnergy
 from worldmodel.planners.interfaces import ActionBounds
 
 GRIPPER_LIMIT = 0.75  # samples are clipped to this, but drawn with standard deviation 1
@@ -41,7 +41,7 @@ def vjepa2_cem(
     gives none). The public wrapper itself uses horizon 2 and 400 samples.
     """
     return CEM(
-        cost=LatentL1Energy(step="terminal"),
+        cost=LatentEnergy(),
         horizon=horizon,
         num_samples=num_samples,
         num_elites=num_elites,

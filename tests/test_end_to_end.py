@@ -83,9 +83,11 @@ def test_an_arm_is_recorded_and_a_model_of_it_trained_and_made_to_plan(
     assert (world.image_size, world.control_hz, world.merge) == (32, 4.0, 2)
 
     acting = ["checkpoint=train/model", "backend=ray", "steps=2", "planner.search.num_samples=16"]
-    lines = worldmodel("evaluate", *acting, "episodes=2", "videos=1", "run=evaluate", "--json")
+    measuring = ["episodes=2", "videos=1", "workers=1", "oracle_episodes=1", "run=evaluate"]
+    lines = worldmodel("evaluate", *acting, *measuring, "--json")
     numbers = json.loads("\n".join(lines))
-    assert numbers["episodes"] == numbers["baselines"]["random"]["episodes"] == 2
+    episodes = {row["policy"]: row["episodes"] for row in numbers["rows"]}
+    assert episodes == {"planner": 2, "expert": 2, "oracle": 1, "random": 2, "do_nothing": 2}
     assert numbers["settings"]["checkpoint"] == "train/model"
     assert Path("evaluate/report.html").is_file()
 

@@ -1,9 +1,9 @@
 """Our checkpoint format: a folder with `weights.safetensors` and `config.json`, nothing pickled.
 
 `config.json` holds `format`, `version`, `kind` ("encoder" or "jepa"), the constructor arguments of
-each module under its name, which of our classes it is (`encoder_type`, `predictor_type`; files that
-do not say hold the first of each), and `provenance` (how the weights were made). The names of the
-classes are fixed here; a config never names code.
+each module under its name (`inverse` only if the model has one), which of our classes it is
+(`encoder_type`, `predictor_type`; files that do not say hold the first of each), and `provenance`
+(how the weights were made). The names of the classes are fixed here; a config never names code.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from worldmodel.dino import DinoEncoder
 from worldmodel.encoder import VideoEncoder
 from worldmodel.encoder21 import VideoEncoder21
 from worldmodel.interfaces import Encoder
+from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA
 from worldmodel.names import unknown
 from worldmodel.predictor import ActionConditionedPredictor
@@ -94,8 +95,10 @@ def save(
         "encoder": arguments(world.encoder),
         "predictor_type": _type_of(world.predictor, PREDICTORS),
         "predictor": arguments(world.predictor),
-        "jepa": arguments(world),
+        "jepa": {name: v for name, v in arguments(world).items() if name != "inverse"},
     }
+    if world.inverse is not None:
+        config["inverse"] = arguments(world.inverse)
     _save(world, path, config, provenance, dtype)
 
 
@@ -110,6 +113,7 @@ def load(path: str | Path) -> JEPA:
     world = JEPA(
         encoder=_class(config, "encoder_type", ENCODERS)(**config["encoder"]),
         predictor=_class(config, "predictor_type", PREDICTORS)(**config["predictor"]),
+        inverse=InverseDynamics(**config["inverse"]) if "inverse" in config else None,
         **config["jepa"],
     )
     _load_weights(world, Path(path))

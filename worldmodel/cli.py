@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from worldmodel import verbs
 from worldmodel.names import nearest
-from worldmodel.verbs import UserError
+from worldmodel.verbs import Call, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,8 +29,12 @@ VERBS = {
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
     "landscape": "draw the energy of small moves: does the model know where it should go?",
+    "surprise": "score recordings by what the model did not expect, or test its physics",
     "models": "list published models, download one, or verify a file",
-    "evaluate": "measure success over episodes, beside random and do-nothing policies",
+    "evaluate": "measure success over episodes, beside expert, oracle, random and no policy",
+    "benchmark": "evaluate every task and variation, and hold the numbers to the targets",
+    "sweep": "what drives success: rows that change one thing each, beside a base",
+    "recipe": "make weights, from simulation to success rates, in stages that resume",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
 GROUPS = ("encoder", "predictor", "planner", "experiment")
@@ -117,14 +122,15 @@ def _dispatch(words: list[str]) -> int:
     missing = [key for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise UserError(f"{verb} needs {', '.join(f'{key}=...' for key in missing)}")
+    command = shlex.join(["worldmodel", *words])
     if "--json" in flags:
         # Whatever anything below prints, standard output holds the JSON object alone.
         output = io.StringIO()
         with contextlib.redirect_stdout(sys.stderr):
-            status = verbs.run(verb, config, json_to=output)
+            status = verbs.run(verb, config, call=Call(command=command, json_to=output))
         print(output.getvalue(), end="")
         return status
-    return verbs.run(verb, config, json_to=None)
+    return verbs.run(verb, config, call=Call(command=command, json_to=None))
 
 
 def take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
@@ -193,7 +199,8 @@ def _verb_help(verb: str) -> str:
 
 def _choices(group: str) -> list[str]:
     folder = files("worldmodel.configs").joinpath(group)
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+    names = [file.name for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def _check_choices(overrides: Sequence[str]) -> None:
@@ -213,7 +220,7 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
 
     from worldmodel.configs import schema
 
-    fields = getattr(schema, f"{'evaluate' if verb == 'demo' else verb}".capitalize() + "Config")
+    fields = getattr(schema, verb.capitalize() + "Config")
     known = [field.name for field in dataclasses.fields(fields)]
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split(".", 1)[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,7 +21,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps a clip (B, 3, T, height, width) to tokens (B, N, D), time-major then row-major."""
-        return self.proj(clip).flatten(2).transpose(1, 2)
+        # The convolution written as a product: its backward pass is ten times slower on a CPU.
+        time, size = self.proj.kernel_size[0], self.proj.kernel_size[1]
+        cut = clip.unflatten(4, (-1, size)).unflatten(3, (-1, size)).unflatten(2, (-1, time))
+        patches = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VideoEncoder(Encoder):

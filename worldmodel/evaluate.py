@@ -1,173 +1,44 @@
-"""Closed-loop evaluation: the planner and policies that do not look, on the same episodes."""
+"""Closed-loop evaluation: the planner beside policies that know more or less, on the same episodes.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+An episode counts as a success if the task's condition is held at its last step. The rows:
+
+    planner     the model under test: sees images and its own pose
+    expert      scripted, reads the simulator: the task can be solved in the time given
+    oracle      a small search in the true simulator (`worldmodel.oracle`), the first episodes only
+    random      uniform actions
+    do_nothing  stays
+"""
+
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from worldmodel import envs
+from worldmodel.closed_loop import (
+    AXES,
+    PlannerSettings,
+    drive,
+    make_controller,
+    redraw,
+    run_policy,
+)
 from worldmodel.envs.cameras import Backend
-from worldmodel.envs.expert import make_policy
+from worldmodel.episode_log import EpisodeLog
+from worldmodel.fleet import Fleet, Scene
 from worldmodel.jepa import JEPA
-from worldmodel.planners.energy import latent_l1
-from worldmodel.planners.interfaces import ActionBounds, Planner
+from worldmodel.metrics import write_numbers
+from worldmodel.oracle import run_oracle
 from worldmodel.planners.mpc import MPC
-from worldmodel.pose import ACTION_SIZE
 from worldmodel.report import write_report
 from worldmodel.results import EpisodeResult, Evaluation, PolicyResult
-from worldmodel.runs import describe_machine, write_json
+from worldmodel.runs import describe_machine
 from worldmodel.training import select_device
 
-AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-BASELINES = ("random", "do_nothing")
+__all__ = ["AXES", "BASELINES", "PlannerSettings", "episode_seeds", "evaluate"]
 
-
-@dataclass(frozen=True)
-class PlannerSettings:
-    """How the controller uses a planner.
-
-    Attributes:
-        search: Finds plans.
-        axes: Names of the action axes it searches; the others stay zero.
-        limits: Largest planned change per axis (7,), physical units; None takes the largest the
-            world model was trained on.
-        warm_start: Whether a plan starts from what is left of the one before.
-        replan_every: Control steps between plans.
-        num_context: Frames given to the predictor.
-        deadline_ms: Time allowed for one decision; None is no limit.
-    """
-
-    search: Planner
-    axes: tuple[str, ...]
-    limits: tuple[float, ...] | None
-    warm_start: bool
-    replan_every: int
-    num_context: int
-    deadline_ms: float | None
-
-
-def make_controller(
-    world: JEPA, settings: PlannerSettings, env: gymnasium.Env, *, device: torch.device
-) -> MPC:
-    """Returns the controller of an environment's arm.
-
-    Raises:
-        ValueError: An axis has no such name, the limits do not fit, or model and arm run at
-            different rates.
-    """
-    unknown = [axis for axis in settings.axes if axis not in AXES]
-    if unknown:
-        raise ValueError(f"unknown action axes {unknown}; available: {', '.join(AXES)}")
-    limits = settings.limits if settings.limits is not None else world.action_limit
-    if limits is None:
-        raise ValueError(
-            "the checkpoint states no action_limit; set planner.limits to the largest change per "
-            "model step, seven numbers [m, rad, gripper]"
-        )
-    if len(limits) != ACTION_SIZE:
-        raise ValueError(
-            f"planner.limits must have {ACTION_SIZE} values ({', '.join(AXES)}), got {len(limits)}"
-        )
-    searched = [x if axis in settings.axes else 0.0 for axis, x in zip(AXES, limits, strict=True)]
-    space = env.action_space
-    assert isinstance(space, gymnasium.spaces.Box)
-    return MPC(
-        world,
-        settings.search,
-        plan_bounds=ActionBounds.symmetric(searched),
-        step_bounds=ActionBounds(low=torch.tensor(space.low), high=torch.tensor(space.high)),
-        control_hz=env.unwrapped.control_hz,  # type: ignore[attr-defined]
-        warm_start=settings.warm_start,
-        replan_every=settings.replan_every,
-        num_context=settings.num_context,
-        deadline_ms=settings.deadline_ms,
-        device=device,
-    )
-
-
-def run_planner(
-    env: gymnasium.Env,
-    controller: MPC,
-    *,
-    seed: int,
-    goal_image: np.ndarray | None = None,
-    on_step: Callable[[int, float, float], None] | None = None,
-) -> EpisodeResult:
-    """Runs one episode of goal-image control.
-
-    Args:
-        env: A `worldmodel.envs` environment with render_mode "rgb_array".
-        controller: Decides every step from the observed image and proprio alone.
-        seed: Seed of the environment's reset and of the planner's noise.
-        goal_image: Overrides the episode's own goal image.
-        on_step: Called with (step, energy, distance) before each action.
-    """
-    observation, info = env.reset(seed=seed)
-    goal = observation["goal_image"] if goal_image is None else goal_image
-    controller.reset(seed=seed)
-    controller.set_goal(goal)
-    frames, distances = [np.asarray(env.render())], [info["distance"]]
-    actions, energies, plan_ms, encode_ms = [], [], [], []
-    ended = False
-    while not ended:
-        decision = controller.act(observation["image"], observation["proprio"])
-        if on_step is not None:
-            on_step(len(actions), decision.energy_now, distances[-1])
-        observation, _, terminated, truncated, info = env.step(decision.action)
-        ended = terminated or truncated
-        frames.append(np.asarray(env.render()))
-        distances.append(info["distance"])
-        actions.append(decision.action)
-        energies.append(decision.energy_now)
-        plan_ms.append(decision.plan_ms)
-        encode_ms.append(decision.encode_ms)
-    energies.append(energy_between(controller.world, observation["image"], goal))
-    return EpisodeResult(
-        seed=seed,
-        success=info["success"],
-        distances=np.array(distances),
-        energies=np.array(energies),
-        actions=np.stack(actions),
-        plan_ms=np.array(plan_ms),
-        encode_ms=np.array(encode_ms),
-        frames=np.stack(frames),
-        goal_image=goal,
-    )
-
-
-def run_baseline(env: gymnasium.Env, name: str, *, seed: int) -> EpisodeResult:
-    """Runs one episode of a policy of `worldmodel.envs.expert` that knows no goal."""
-    observation, info = env.reset(seed=seed)
-    policy, rng = make_policy(name), np.random.default_rng(seed)
-    distances, actions = [info["distance"]], []
-    ended = False
-    while not ended:
-        actions.append(policy(observation["proprio"], rng))
-        observation, _, terminated, truncated, info = env.step(actions[-1])
-        ended = terminated or truncated
-        distances.append(info["distance"])
-    return EpisodeResult(
-        seed=seed,
-        success=info["success"],
-        distances=np.array(distances),
-        energies=np.zeros(0),
-        actions=np.stack(actions),
-        plan_ms=np.zeros(0),
-        encode_ms=np.zeros(0),
-    )
-
-
-@torch.inference_mode()
-def energy_between(world: Any, image: np.ndarray, goal_image: np.ndarray) -> float:
-    """Returns the latent energy between two images (height, width, 3)."""
-    pair = torch.from_numpy(np.stack([image, goal_image]))[None]
-    latents = world.encode(pair)[0]  # (2, N, D)
-    return float(latent_l1(latents[0], latents[1]))
+BASELINES = ("expert", "oracle", "random", "do_nothing")
 
 
 def evaluate(
@@ -176,69 +47,131 @@ def evaluate(
     settings: PlannerSettings,
     run: Path,
     task: str,
+    variation: str,
     episodes: int,
-    steps: int,
+    steps: int | None,
     seed: int,
     camera: str,
     backend: Backend,
     device: str,
+    num_envs: int,
+    workers: int,
+    latency_episodes: int,
+    oracle_episodes: int,
     videos: int,
     description: dict[str, object],
+    command: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measures a planner beside its baselines and writes report, videos and numbers to `run`.
+
+    Every finished episode is kept in `episodes.jsonl`; the same call again goes on from there.
 
     Args:
         world: The world model.
         settings: The planner and its use.
         run: Folder of the results: report.html, metrics.json, results.json and pictures.
         task: Name of the task.
+        variation: Name of the variation of the scene, see `worldmodel.envs.make`.
         episodes: How many episodes; their seeds are drawn from `seed`.
-        steps: Control steps per episode.
+        steps: Control steps per episode; None takes the task's own number.
         seed: Seed of the evaluation.
         camera: Camera the planner sees.
         backend: Renderer: "auto", "gl" or "ray".
         device: Where the model runs.
+        num_envs: Arms planned for in one batch; 1 with a deadline, which is one arm's.
+        workers: Processes that simulate; 1 is this one.
+        latency_episodes: The first episodes are run with one arm alone, and the planner's times are
+            theirs; in a batch, an arm would wait for the others.
+        oracle_episodes: Episodes of the oracle, which is slow; 0 leaves it out.
         videos: How many episodes are drawn, failures first.
         description: Settings to record with the results, JSON-able.
+        command: Command line that repeats it.
         progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: A number is out of range, or `run` holds what is not an episode.
+        RuntimeError: A simulation process died; finished episodes are kept.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    for name, value, low in (
+        ("episodes", episodes, 1),
+        ("num_envs", num_envs, 1),
+        ("workers", workers, 1),
+        ("latency_episodes", latency_episodes, 0),
+        ("oracle_episodes", oracle_episodes, 0),
+        ("videos", videos, 0),
+    ):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
+    if settings.deadline_ms is not None and num_envs > 1:
+        print("planner.deadline_ms is the time of one arm: num_envs is 1 instead", flush=True)
+        num_envs = 1
     where = select_device(device)
     world = world.to(where)
-    env = envs.make(
-        task,
+    scene = Scene(
+        task=task,
+        variation=variation,
         image_size=world.image_size,
         camera=camera,
         backend=backend,
         control_hz=world.control_hz or 4.0,
-        max_episode_steps=steps,
+        max_steps=steps,
     )
-    controller = make_controller(world, settings, env, device=where)
     seeds = episode_seeds(seed, episodes)
-    planned: list[EpisodeResult] = []
-    bar = tqdm(seeds, desc=f"plan {task}", unit="episode", disable=not progress)
-    for number, episode_seed in enumerate(bar, start=1):
-        planned.append(run_planner(env, controller, seed=episode_seed))
-        bar.set_postfix_str(f"reached {sum(e.success for e in planned)} of {number}")
-    baselines = []
-    for name in BASELINES:
-        bar = tqdm(seeds, desc=f"baseline {name}", unit="episode", disable=not progress)
-        baselines.append(PolicyResult(name, tuple(run_baseline(env, name, seed=s) for s in bar)))
-    renderer = env.unwrapped.renderer_name  # type: ignore[attr-defined]
-    env.close()
+    log = EpisodeLog(run / "episodes.jsonl")
+    with Fleet(scene, num_arms=max(num_envs, workers), workers=workers) as fleet:
+
+        def controller(num_arms: int) -> MPC:
+            return make_controller(world, settings, fleet.body, num_arms=num_arms, device=where)
+
+        controller(1)  # refuses wrong settings before anything is run
+        with _bar(f"plan {task}", len(seeds), progress) as bar:
+            for batch in batches(seeds, alone=latency_episodes, size=num_envs):
+                if any(("planner", one) not in log.episodes for one in batch):
+                    planned = drive(
+                        fleet,
+                        controller(len(batch)),
+                        batch,
+                        subgoals=settings.subgoals,
+                        precision=settings.precision,
+                    )
+                    log.append("planner", planned)
+                done = [e for (name, _), e in log.episodes.items() if name == "planner"]
+                bar.update(len(batch))
+                bar.set_postfix_str(f"reached {sum(e.success for e in done)} of {len(done)}")
+        shares = {"planner": seeds}
+        for name in BASELINES:
+            shares[name] = seeds[:oracle_episodes] if name == "oracle" else seeds
+            missing = [one for one in shares[name] if (name, one) not in log.episodes]
+            with _bar(name, len(shares[name]), progress) as bar:
+                bar.update(len(shares[name]) - len(missing))
+                if name == "oracle":
+                    function = partial(run_oracle, axes=settings.axes, subgoals=settings.subgoals)
+                else:
+                    function = partial(run_policy, name=name)
+                for _, episode in fleet.map(function, missing):
+                    log.append(name, [episode])
+                    bar.update()
+        results = [
+            PolicyResult(name, tuple(log.episodes[name, one] for one in share))
+            for name, share in shares.items()
+            if share
+        ]
+        results[0] = PolicyResult("planner", _draw(fleet, results[0].episodes, videos, progress))
+        renderer = fleet.body.renderer
 
     evaluation = Evaluation(
         task=task,
+        variation=variation,
         seed=seed,
-        planner=PolicyResult("planner", keep_frames(planned, videos)),
-        baselines=tuple(baselines),
+        subgoals=settings.subgoals,
+        planner=results[0],
+        baselines=tuple(results[1:]),
         settings={**description, "renderer": renderer},
         machine=describe_machine(),
+        command=command,
     )
-    write_json(run / "metrics.json", metrics(evaluation))
-    write_json(run / "results.json", episode_table(evaluation))
+    write_numbers(run, evaluation)
     write_report(run, evaluation)
     return evaluation
 
@@ -253,61 +186,29 @@ def episode_seeds(seed: int, episodes: int) -> list[int]:
     return [int(stream.integers(2**31, 2**32)) for _ in range(episodes)]
 
 
-def keep_frames(episodes: Iterable[EpisodeResult], videos: int) -> tuple[EpisodeResult, ...]:
-    """Returns the episodes with the frames of `videos` of them, failures first, and no others."""
-    episodes = list(episodes)
-    shown = sorted(range(len(episodes)), key=lambda i: (episodes[i].success, i))[:videos]
-    return tuple(
-        episode if i in shown else replace(episode, frames=None)
-        for i, episode in enumerate(episodes)
-    )
+def batches(seeds: Sequence[int], *, alone: int, size: int) -> list[list[int]]:
+    """Returns the seeds in the groups that are run together: the first `alone` by themselves."""
+    singles = [[one] for one in seeds[:alone]]
+    rest = seeds[alone:]
+    return singles + [list(rest[i : i + size]) for i in range(0, len(rest), size)]
 
 
-def metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the numbers of an evaluation, JSON-able: success, intervals, times, settings."""
-    planner = evaluation.planner
-    encode_ms = np.concatenate([episode.encode_ms for episode in planner.episodes])
-    return {
-        "task": evaluation.task,
-        "seed": evaluation.seed,
-        **_rates(planner),
-        "baselines": {baseline.name: _rates(baseline) for baseline in evaluation.baselines},
-        "plan_ms": _percentiles(planner.plan_ms),
-        "encode_ms": _percentiles(encode_ms),
-        "settings": evaluation.settings,
-        "machine": evaluation.machine,
-    }
+def shown(episodes: Sequence[EpisodeResult], videos: int) -> list[int]:
+    """Returns which episodes are drawn: failures first, in order."""
+    return sorted(range(len(episodes)), key=lambda i: (episodes[i].success, i))[:videos]
 
 
-def _rates(result: PolicyResult) -> dict[str, Any]:
-    final = 100 * result.final_distances
-    return {
-        "episodes": len(result.episodes),
-        "successes": result.successes,
-        "success_rate": result.success_rate,
-        "wilson95": list(result.interval),
-        "final_distance_cm": {
-            "p50": float(np.median(final)),
-            "p90": float(np.percentile(final, 90)),
-        },
-    }
+def _draw(
+    fleet: Fleet, episodes: Sequence[EpisodeResult], videos: int, progress: bool
+) -> tuple[EpisodeResult, ...]:
+    """Returns the episodes, `videos` of them with pictures."""
+    drawn, indices = list(episodes), shown(episodes, videos)
+    with _bar("draw", len(indices), progress) as bar:
+        for number, episode in fleet.map(redraw, [episodes[i] for i in indices]):
+            drawn[indices[number]] = episode
+            bar.update()
+    return tuple(drawn)
 
 
-def _percentiles(values: np.ndarray) -> dict[str, float]:
-    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95)}
-
-
-def episode_table(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Returns every episode's outcome without times: the same, byte for byte, for the same seed."""
-    return [
-        {
-            "policy": result.name,
-            "seed": episode.seed,
-            "success": bool(episode.success),
-            "distances": [round(float(x), 6) for x in episode.distances],
-            "energies": [round(float(x), 6) for x in episode.energies],
-            "actions": np.round(episode.actions.astype(float), 6).tolist(),
-        }
-        for result in (evaluation.planner, *evaluation.baselines)
-        for episode in result.episodes
-    ]
+def _bar(name: str, total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, desc=name, unit="episode", disable=not progress)

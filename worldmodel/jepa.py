@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.images import Crop, crop_box, fit_frames
 from worldmodel.interfaces import Encoder
+from worldmodel.inverse import InverseDynamics
 from worldmodel.pose import ACTION_SIZE, integrate
 from worldmodel.predictor import ActionConditionedPredictor, PredictorCache
 
@@ -36,6 +37,9 @@ def encode_frames(
 ) -> Float[Tensor, "batch tokens dim"]:
     """Returns layer-normed tokens of single frames, each a clip of `frames_per_image` copies.
 
+    Under autocast the encoder computes in the lower precision; the norm and what is returned are in
+    that of the pixels, float32 for RGB.
+
     Args:
         encoder: The frozen encoder.
         frames: RGB uint8 (B, height, width, 3), or normalised float (B, 3, height, width).
@@ -44,7 +48,7 @@ def encode_frames(
     """
     pixels = normalise_rgb(frames) if frames.dtype == torch.uint8 else frames
     clip = pixels[:, :, None].expand(-1, -1, encoder.frames_per_image, -1, -1)
-    tokens = encoder(clip)
+    tokens = encoder(clip).to(clip.dtype)
     latents = F.layer_norm(tokens, tokens.shape[-1:], eps=LATENT_NORM_EPS)  # (B, N, D)
     if merge == 1 and pool == 1:
         return latents
@@ -63,6 +67,9 @@ class JEPA(nn.Module):
     token and channel over the training data (`standardise=True`), because a static background
     otherwise owns both the loss and the energy; predictions then live in that space as they are.
 
+    Under autocast (`worldmodel.training.autocast`) encoder and predictor compute in the lower
+    precision; latents, poses and all results stay float32.
+
     Args:
         encoder: Turns a clip into tokens.
         predictor: Turns latents, proprio and actions into the next latents.
@@ -75,6 +82,7 @@ class JEPA(nn.Module):
             for training, live and goal pictures.
         action_limit: Largest change per axis (7,) in the training data, in physical units; how far
             one imagined step may go. None when it is not known.
+        inverse: Reads the action between two latents, for `propose`; None if it was not trained.
     """
 
     latent_mean: Tensor
@@ -92,6 +100,7 @@ class JEPA(nn.Module):
         control_hz: float | None = None,
         action_limit: Sequence[float] | None = None,
         crop: Crop = "none",
+        inverse: InverseDynamics | None = None,
     ):
         super().__init__()
         crop_box(1, 1, crop)  # refuses an unknown crop
@@ -108,8 +117,14 @@ class JEPA(nn.Module):
                 f"the encoder gives {latent_shape[0]} tokens of size {latent_shape[1]} a frame, but"
                 f" the predictor takes {expected[0]} of size {expected[1]}"
             )
+        if inverse is not None and (inverse.num_tokens, inverse.latent_dim) != expected:
+            raise ValueError(
+                f"the predictor takes {expected[0]} tokens of size {expected[1]} a frame, but the "
+                f"inverse model {inverse.num_tokens} of size {inverse.latent_dim}"
+            )
         self.encoder = encoder
         self.predictor = predictor
+        self.inverse = inverse
         self.image_size = image_size
         self.merge = merge
         self.pool = pool
@@ -251,6 +266,32 @@ class JEPA(nn.Module):
             imagined.append(future.unflatten(0, (-1, S)))
         return torch.cat(imagined, dim=1)
 
+    def propose(
+        self,
+        latents: Float[Tensor, "batch tokens dim"],
+        proprio: Float[Tensor, "batch 7"],
+        goal: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch 7"]:
+        """Returns the action that seems to lead from each frame straight to its goal.
+
+        One step of whatever length the goal asks for, up to what the training windows spanned; it
+        may be longer than `action_limit` allows.
+
+        Args:
+            latents: Latents of the frames the arms see.
+            proprio: End-effector states at them.
+            goal: Latents of the goal images.
+
+        Raises:
+            ValueError: The model has no inverse dynamics.
+        """
+        if self.inverse is None:
+            raise ValueError(
+                "this model has no inverse dynamics to propose actions with; train it with "
+                "inverse_weight above 0, or plan without proposals"
+            )
+        return self.inverse(latents, goal, proprio)
+
     def plans_within(self, memory_mib: float, *, steps: int, num_views: int = 1) -> int:
         """Returns how many plans may be imagined and scored at once within a memory budget.
 
@@ -312,7 +353,8 @@ class JEPA(nn.Module):
             action = actions[:, t]
             camera = extrinsics[:, t : t + 1] if extrinsics is not None else None
             z = self._step(z, state[:, None], action[:, None], camera, cache, view_mask)
-            state = integrate(state, action)
+            with torch.autocast(state.device.type, enabled=False):  # millimetres need float32
+                state = integrate(state, action)
             imagined.append(z)
         return torch.cat(imagined, dim=1)  # (B, H, N, D)
 
@@ -326,12 +368,14 @@ class JEPA(nn.Module):
         view_mask: Tensor | None,
     ) -> Tensor:
         if view_mask is None:
-            return self._norm(self.predictor(latents, proprio, actions, extrinsics, cache))
+            predicted = self.predictor(latents, proprio, actions, extrinsics, cache)
+            return self._norm(predicted.to(latents.dtype))
         if not isinstance(self.predictor, ActionConditionedPredictor):
             raise ValueError(f"a {type(self.predictor).__name__} has one view; leave view_mask out")
-        return self._norm(
-            self.predictor(latents, proprio, actions, extrinsics, cache, view_mask=view_mask)
+        predicted = self.predictor(
+            latents, proprio, actions, extrinsics, cache, view_mask=view_mask
         )
+        return self._norm(predicted.to(latents.dtype))
 
     def _norm(self, prediction: Tensor) -> Tensor:
         if self.standardise:

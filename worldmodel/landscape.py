@@ -28,7 +28,7 @@ from worldmodel.envs.cameras import Backend
 from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA
 from worldmodel.names import unknown
-from worldmodel.planners.energy import LatentL1Energy
+from worldmodel.planners.energy import LatentEnergy
 from worldmodel.planners.interfaces import Observation, WorldModel
 from worldmodel.planners.scoring import score_plans
 from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, ROTATION, action_between
@@ -154,7 +154,7 @@ def energy_landscape(
     state = torch.from_numpy(proprio[None, :1].astype(np.float32)).to(latents.device)
     energies = score_plans(
         world,
-        LatentL1Energy(),
+        LatentEnergy(),
         Observation(
             latents=latents[:, :1],
             proprio=state,

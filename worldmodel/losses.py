@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
+from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA, LATENT_NORM_EPS
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.rope import grid_positions
@@ -65,6 +66,28 @@ def prediction_loss(
     )
 
 
+def inverse_loss(
+    head: InverseDynamics,
+    now: Float[Tensor, "batch tokens dim"],
+    later: Float[Tensor, "batch tokens dim"],
+    proprio: Float[Tensor, "batch 7"],
+    actions: Float[Tensor, "batch 7"],
+) -> Tensor:
+    """Returns how far the actions read from pairs of frames are off, in units of `action_std`.
+
+    A smooth L1: what is wrong by less than a tenth of a standard deviation counts quadratically.
+
+    Args:
+        head: The inverse model.
+        now: Latents of the first frames.
+        later: Latents of the later ones.
+        proprio: End-effector states at the first frames.
+        actions: The true changes [m, rad, gripper].
+    """
+    read = head(now, later, proprio) / head.action_std
+    return F.smooth_l1_loss(read, actions / head.action_std, beta=0.1)
+
+
 def target_features(
     encoder: VideoEncoder, clip: Float[Tensor, "batch 3 frames height width"], levels: list[int]
 ) -> Float[Tensor, "batch tokens dim"]:
@@ -72,7 +95,8 @@ def target_features(
     with torch.no_grad():
         features = encoder.levels(clip, levels)
     return torch.cat(
-        [F.layer_norm(level, level.shape[-1:], eps=LATENT_NORM_EPS) for level in features], dim=-1
+        [F.layer_norm(level.float(), level.shape[-1:], eps=LATENT_NORM_EPS) for level in features],
+        dim=-1,
     )
 
 

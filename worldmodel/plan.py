@@ -1,4 +1,4 @@
-"""One goal image: plan to it, print every step, keep a video and a filmstrip."""
+"""One goal: plan to it by its sub-goals, print every step, keep a video and a filmstrip."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldmodel import envs
+from worldmodel.closed_loop import PlannerSettings, drive, make_controller, redraw
 from worldmodel.envs.cameras import Backend
-from worldmodel.evaluate import PlannerSettings, make_controller, run_planner
+from worldmodel.fleet import Arms, Scene, View
 from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA
+from worldmodel.planners.mpc import Decision
 from worldmodel.report import write_filmstrip, write_video
 from worldmodel.results import EpisodeResult
 from worldmodel.runs import write_json
@@ -23,8 +24,9 @@ def plan(
     settings: PlannerSettings,
     run: Path,
     task: str,
+    variation: str,
     goal: Path | None,
-    steps: int,
+    steps: int | None,
     seed: int,
     camera: str,
     backend: Backend,
@@ -37,8 +39,9 @@ def plan(
         settings: The planner and its use.
         run: Folder of the results.
         task: Name of the task.
-        goal: An image file to reach; None takes the goal of the episode.
-        steps: Control steps.
+        variation: Name of the variation of the scene, see `worldmodel.envs.make`.
+        goal: An image file to reach; None takes the sub-goals of the episode.
+        steps: Control steps; None takes the task's own number.
         seed: Seed of the episode.
         camera: Camera the planner sees.
         backend: Renderer: "auto", "gl" or "ray".
@@ -51,26 +54,44 @@ def plan(
     where = select_device(device)
     world = world.to(where)
     goal_image = None if goal is None else read_goal(goal, world=world)
-    env = envs.make(
-        task,
+    scene = Scene(
+        task=task,
+        variation=variation,
         image_size=world.image_size,
         camera=camera,
         backend=backend,
         control_hz=world.control_hz or 4.0,
-        max_episode_steps=steps,
+        max_steps=steps,
     )
-    controller = make_controller(world, settings, env, device=where)
+    env = scene.make()
+    arms = Arms([env])
+    controller = make_controller(world, settings, arms.body(), device=where)
+    names: list[str] = []
 
-    def show(step: int, energy: float, distance: float) -> None:
-        away = f"  distance {100 * distance:5.1f} cm" if goal is None else ""
-        print(f"step {step:3d}  energy {energy:.4f}{away}", flush=True)
+    def show(step: int, decision: Decision, view: View) -> None:
+        if not names and goal is None:
+            names.extend(one.name for one in env.unwrapped.subgoals)  # type: ignore[attr-defined]
+        away = f"  distance {100 * view.distance:5.1f} cm" if goal is None else ""
+        stage = ""
+        if settings.subgoals and len(names) > 1:
+            stage = f"  stage {decision.stage + 1} of {len(names)}: {names[decision.stage]}"
+        print(f"step {step:3d}  energy {decision.energy_now:.4f}{away}{stage}", flush=True)
 
-    episode = run_planner(env, controller, seed=seed, goal_image=goal_image, on_step=show)
-    env.close()
-    if goal is None:
-        drawn = episode
-    else:  # the simulator's own goal is another one: its distance and its success mean nothing here
-        drawn = replace(episode, distances=np.full_like(episode.distances, np.nan))
+    (episode,) = drive(
+        arms,
+        controller,
+        [seed],
+        subgoals=settings.subgoals,
+        precision=settings.precision,
+        goal_image=goal_image,
+        on_step=show,
+    )
+    drawn = redraw(env, episode)
+    arms.close()
+    if goal_image is not None:
+        # The simulator's own goal is another one: its distance and success mean nothing here.
+        unknown = np.full_like(episode.distances, np.nan)
+        drawn = replace(drawn, goal_images=goal_image[None], distances=unknown)
     write_video(run / "episode.mp4", drawn)
     write_filmstrip(run / "filmstrip.png", drawn)
     write_json(
@@ -78,9 +99,10 @@ def plan(
         {
             "seed": seed,
             "goal": None if goal is None else str(goal),
-            "success": None if goal is not None else bool(episode.success),
+            "success": None if goal is not None else episode.success,
             "distances": None if goal is not None else episode.distances.tolist(),
             "energies": episode.energies.tolist(),
+            "stages": [episode.stage_names[stage] for stage in episode.stages],
             "actions": episode.actions.tolist(),
             "plan_ms": episode.plan_ms.tolist(),
         },

@@ -283,10 +283,9 @@ class ActionConditionedPredictor(nn.Module):
     def _conditions(self, proprio: Tensor, actions: Tensor, embodiment: str) -> list[Tensor]:
         if embodiment != END_EFFECTOR:
             return self.embodiment_encoders[embodiment](proprio, actions)
-        return [
-            self.action_encoder(self.action_features(proprio, actions)),
-            self.state_encoder(self.pose_features(proprio)),
-        ]
+        with torch.autocast(actions.device.type, enabled=False):  # poses to the millimetre
+            action, pose = self.action_features(proprio, actions), self.pose_features(proprio)
+        return [self.action_encoder(action), self.state_encoder(pose)]
 
     def _check(
         self,

@@ -1,4 +1,8 @@
-"""Pretrains the encoder by masked latent prediction (V-JEPA 2 with the V-JEPA 2.1 dense loss)."""
+"""Pretrains the encoder: masked latent prediction, inverse dynamics, or both.
+
+Masked latent prediction is that of V-JEPA 2 with the dense loss of V-JEPA 2.1. Inverse dynamics
+asks which action lies between two frames of an episode; what answers it knows hand and gripper.
+"""
 
 import copy
 from collections.abc import Callable
@@ -17,13 +21,16 @@ from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encoder import VideoEncoder
 from worldmodel.images import Crop, fit_frames
-from worldmodel.jepa import normalise_rgb
-from worldmodel.losses import masked_loss, target_features
+from worldmodel.inverse import InverseDynamics
+from worldmodel.jepa import encode_frames, normalise_rgb
+from worldmodel.losses import inverse_loss, masked_loss, target_features
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.masking import LONG_RANGE, SHORT_RANGE, sample_masks
+from worldmodel.pose import GRIPPER, POSITION, action_between
 from worldmodel.probes import fit_linear_probe
 from worldmodel.training import (
     MetricsLog,
+    Precision,
     Schedule,
     autocast,
     load_state,
@@ -35,6 +42,22 @@ from worldmodel.training import (
     step_generators,
 )
 
+MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
+SCALE_PAIRS = 4096  # pairs of frames that the scales of pose and action come from
+
+
+@dataclass(frozen=True)
+class ProbeErrors:
+    """How well linear probes of the latents know the arm, on held-out episodes.
+
+    Attributes:
+        position_cm: Mean distance of the hand from where the probe puts it.
+        gripper: Mean absolute error of the gripper's opening, of 1.
+    """
+
+    position_cm: float
+    gripper: float
+
 
 @dataclass(frozen=True)
 class PretrainResult:
@@ -42,13 +65,21 @@ class PretrainResult:
 
     Attributes:
         encoder: Folder of the encoder checkpoint (the EMA weights).
-        loss: Mean loss over the last tenth of the run.
+        loss: Mean weighted loss over the last tenth of the run; NaN for a run of no steps.
         probe_error_cm: Mean hand-position error of a linear probe on held-out episodes.
+        probe_gripper_error: Mean absolute error of its gripper, of 1.
+        episodes: Number of training episodes in memory.
+        episodes_left_out: Number of training episodes that `frames_in_memory` left no room for.
+        frames: Number of training frames in memory.
     """
 
     encoder: Path
     loss: float
     probe_error_cm: float
+    probe_gripper_error: float
+    episodes: int
+    episodes_left_out: int
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +101,7 @@ class View:
     crop: Crop = "none"
 
     def read(self, episode_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Returns frames (n, size, size, 3), positions (n, 3) [m] and times (n,) [s], and the rate.
+        """Returns frames (n, size, size, 3), proprio (n, 7) and times (n,) [s], and the rate.
 
         Raises:
             ValueError: The camera is missing, the rate does not fit, or frames have another size.
@@ -85,23 +116,79 @@ class View:
         frames = episode.frames[self.camera][rows]
         frames = fit_frames(frames, self.image_size or frames.shape[1], self.crop)
         hz = self.model_hz or episode.metadata.control_hz
-        return frames, episode.proprio[rows, :3], episode.timestamps[rows], hz
+        return frames, episode.proprio[rows], episode.timestamps[rows], hz
 
 
 class Clips:
-    """The frames of one camera in memory, and clips drawn from them."""
+    """Frames of one camera in memory with their proprio, and what is drawn from them.
 
-    def __init__(self, view: View, ids: list[int], *, clip_frames: int):
-        self.clip_frames = clip_frames
-        read = [view.read(i) for i in tqdm(ids, desc="reading frames", unit="episode")]
-        self.frames = [frames for frames, _, _, _ in read]
-        self.windows = WindowIndex([times for _, _, times, _ in read], 1 / read[0][3], clip_frames)
+    Args:
+        view: What is read.
+        ids: Episodes to read.
+        clip_frames: Frames of a clip.
+        max_gap: Largest distance of the frames of a pair, in model steps; None draws no pairs.
+        frames_in_memory: About how many frames may be kept: episodes are taken in random order
+            until there are so many. None keeps all.
+        seed: Of that order.
+
+    Attributes:
+        frames: Frames (n, size, size, 3) of each episode kept.
+        proprio: Proprio (n, 7) of each.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        ids: list[int],
+        *,
+        clip_frames: int,
+        max_gap: int | None = None,
+        frames_in_memory: int | None = None,
+        seed: int = 0,
+    ):
+        self.frames: list[np.ndarray] = []
+        self.proprio: list[np.ndarray] = []
+        times, kept, hz = [], 0, 1.0
+        if frames_in_memory is not None:
+            ids = np.random.default_rng((seed, 0)).permutation(ids).tolist()  # steps begin at 1
+        for i in tqdm(ids, desc="reading frames", unit="episode"):
+            frames, proprio, seconds, hz = view.read(i)
+            self.frames.append(frames)
+            self.proprio.append(proprio)
+            times.append(seconds)
+            kept += len(frames)
+            if frames_in_memory is not None and kept >= frames_in_memory:
+                break
+        self.windows = WindowIndex(times, 1 / hz, clip_frames)
+        if max_gap is not None:
+            strides = range(1, max_gap + 1)
+            self.pairs = WindowIndex(times, 1 / hz, 2, strides=strides, max_gap=MAX_GAP_STEPS / hz)
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames are in memory."""
+        return sum(len(frames) for frames in self.frames)
 
     def sample(self, rng: np.random.Generator, n: int) -> UInt8[Tensor, "n frames height width 3"]:
         """Returns n random clips; a clip of one frame is that frame, to be doubled."""
-        episodes, frames = self.windows.sample(rng, n)
-        clips = [self.frames[e][f] for e, f in zip(episodes, frames, strict=True)]
-        return torch.from_numpy(np.stack(clips))
+        episodes, rows = self.windows.sample(rng, n)
+        return torch.from_numpy(_gather(self.frames, episodes, rows))
+
+    def sample_pairs(
+        self, rng: np.random.Generator, n: int
+    ) -> tuple[UInt8[Tensor, "n 2 height width 3"], Float[Tensor, "n 2 7"]]:
+        """Returns n random pairs of an earlier and a later frame, and proprio at both."""
+        episodes, rows = self.pairs.sample(rng, n)
+        frames = _gather(self.frames, episodes, rows)
+        return torch.from_numpy(frames), torch.from_numpy(_gather(self.proprio, episodes, rows))
+
+    def sample_poses(self, rng: np.random.Generator, n: int) -> Float[Tensor, "n 2 7"]:
+        """Returns the proprio of n random pairs."""
+        return torch.from_numpy(_gather(self.proprio, *self.pairs.sample(rng, n)))
+
+
+def _gather(arrays: list[np.ndarray], episodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.stack([arrays[e][r] for e, r in zip(episodes, rows, strict=True)])
 
 
 def pretrain(
@@ -128,6 +215,12 @@ def pretrain(
     image_size: int | None = None,
     crop: Crop = "none",
     model_hz: float | None = None,
+    frames_in_memory: int | None = None,
+    masked_weight: float = 1.0,
+    inverse_weight: float = 0.0,
+    inverse_max_gap: int = 10,
+    merge: int = 2,
+    precision: Precision = "auto",
 ) -> PretrainResult:
     """Trains an encoder on the frames of recordings and writes it to `run/encoder`.
 
@@ -147,7 +240,7 @@ def pretrain(
         context_loss_weight: Weight of the loss at visible tokens.
         ema: Momentum of the target encoder at the first and at the last step.
         schedule: Learning rate and number of steps.
-        batch_size: Clips a step.
+        batch_size: Clips a step, and pairs of frames if there is an inverse loss.
         weight_decay: AdamW weight decay.
         validation_fraction: Share of episodes kept for the probe.
         seed: Seed of initialisation, batches and masks.
@@ -157,11 +250,35 @@ def pretrain(
         image_size: Height and width that frames are brought to; None keeps square frames.
         crop: How, see `worldmodel.images`.
         model_hz: Model steps per second; None takes every row of the recordings at their own rate.
+        frames_in_memory: About how many frames to keep in memory, of randomly chosen episodes (49
+            kB each of 128 pixels); None keeps all.
+        masked_weight: Weight of masked latent prediction; 0 leaves it out.
+        inverse_weight: Weight of inverse dynamics: the action between two frames of an episode,
+            read from their latents by a small head that is thrown away; 0 leaves it out.
+        inverse_max_gap: Largest distance of two such frames, in model steps.
+        merge: Side of the square of tokens joined into one before head and probe, as in planning.
+        precision: See `worldmodel.training.autocast`.
+
+    Raises:
+        ValueError: Steps are to be made, but neither loss has a weight.
     """
+    if schedule.steps and not masked_weight and not inverse_weight:
+        raise ValueError(
+            "masked_weight and inverse_weight are both 0, so there is nothing to learn; set one, "
+            "or schedule.steps=0 for an encoder with its first weights"
+        )
     where = select_device(device)
     view = View(source, camera, model_hz=model_hz, image_size=image_size, crop=crop)
     train_ids, validation_ids = split_episodes(source.ids(), validation_fraction, seed=0)
-    clips = Clips(view, train_ids, clip_frames=clip_frames)
+    clips = Clips(
+        view,
+        train_ids,
+        clip_frames=clip_frames,
+        max_gap=inverse_max_gap if inverse_weight else None,
+        frames_in_memory=frames_in_memory,
+        seed=seed,
+    )
+    height = clips.frames[0].shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder()
@@ -172,9 +289,19 @@ def pretrain(
             depth=predictor_depth,
             num_heads=predictor_heads,
         )
+        head = None
+        if inverse_weight:
+            head = InverseDynamics(
+                latent_dim=encoder.embed_dim * merge**2,
+                num_tokens=(height // encoder.patch_size // merge) ** 2,
+            )
+            poses = clips.sample_poses(np.random.default_rng(seed), SCALE_PAIRS)
+            head.set_scales(poses[:, 0], poses[:, 1])
+            head = head.to(where)
     encoder, predictor = encoder.to(where), predictor.to(where)
     target = copy.deepcopy(encoder).requires_grad_(False)
-    optimizer = make_optimizer([encoder, predictor], weight_decay=weight_decay)
+    trained = [encoder, predictor] if head is None else [encoder, predictor, head]
+    optimizer = make_optimizer(trained, weight_decay=weight_decay)
 
     state = load_state(run)
     first = 1
@@ -184,6 +311,8 @@ def pretrain(
         predictor.load_state_dict(state["predictor"])
         target.load_state_dict(state["target"])
         optimizer.load_state_dict(state["optimizer"])
+        if head is not None:
+            head.load_state_dict(state["inverse"])
     log = MetricsLog(run, resume_step=first - 1)
 
     bar = tqdm(
@@ -192,37 +321,54 @@ def pretrain(
     for step in bar:
         rng, generator = step_generators(seed, step)
         set_learning_rate(optimizer, schedule(step))
-        clip = to_clip(clips.sample(rng, batch_size).to(where), encoder.tubelet_size)
-        grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
         optimizer.zero_grad(set_to_none=True)
-        metrics = {"learning_rate": schedule(step), "loss_hidden": 0.0, "loss_context": 0.0}
-        with autocast(where):
-            targets = target_features(target, clip, levels)
+        metrics = {"learning_rate": schedule(step), "loss": 0.0}
+        if masked_weight:
+            clip = to_clip(clips.sample(rng, batch_size).to(where), encoder.tubelet_size)
+            grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
+            metrics |= {"loss_hidden": 0.0, "loss_context": 0.0}
+            with autocast(where, precision):
+                targets = target_features(target, clip, levels)
             for spec in (SHORT_RANGE, LONG_RANGE):
                 kept, hidden = sample_masks(
                     spec, batch_size=batch_size, grid=grid, generator=generator
                 )
-                loss = masked_loss(
-                    encoder,
-                    predictor,
-                    clip,
-                    targets,
-                    kept=kept.to(where),
-                    hidden=hidden.to(where),
-                    levels=levels,
+                with autocast(where, precision):
+                    masked = masked_loss(
+                        encoder,
+                        predictor,
+                        clip,
+                        targets,
+                        kept=kept.to(where),
+                        hidden=hidden.to(where),
+                        levels=levels,
+                    )
+                loss = masked_weight * (masked.hidden + context_loss_weight * masked.context) / 2
+                loss.backward()
+                metrics["loss"] += loss.item()
+                metrics["loss_hidden"] += masked.hidden.item() / 2
+                metrics["loss_context"] += masked.context.item() / 2
+            # Spread of a token's features over the batch: near zero means the encoder collapsed.
+            metrics["target_std"] = float(targets.std(dim=0).mean())
+        if head is not None:
+            pair, proprio = (x.to(where) for x in clips.sample_pairs(rng, batch_size))
+            with autocast(where, precision):
+                latents = encode_frames(encoder, pair.flatten(0, 1), merge).unflatten(0, (-1, 2))
+                loss = inverse_weight * inverse_loss(
+                    head,
+                    latents[:, 0],
+                    latents[:, 1],
+                    proprio[:, 0],
+                    action_between(proprio[:, 0], proprio[:, 1]),
                 )
-                ((loss.hidden + context_loss_weight * loss.context) / 2).backward()
-                metrics["loss_hidden"] += loss.hidden.item() / 2
-                metrics["loss_context"] += loss.context.item() / 2
+            loss.backward()
+            metrics["loss"] += loss.item()
+            metrics["loss_inverse"] = loss.item() / inverse_weight
         optimizer.step()
         update_ema(target, encoder, ema[0] + (ema[1] - ema[0]) * step / schedule.steps)
-        # Spread of a token's features over the batch: near zero means the encoder collapsed.
-        metrics["target_std"] = float(targets.float().std(dim=0).mean())
         if step % log_every == 0 or step == schedule.steps:
             log.write(step, metrics)
-            bar.set_postfix(
-                loss=f"{metrics['loss_hidden']:.3f}", std=f"{metrics['target_std']:.2f}"
-            )
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}")
         if step % save_every == 0 or step == schedule.steps:
             save_state(
                 run,
@@ -232,6 +378,7 @@ def pretrain(
                     "predictor": predictor.state_dict(),
                     "target": target.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "inverse": head.state_dict() if head is not None else {},
                 },
             )
 
@@ -240,31 +387,44 @@ def pretrain(
         lines,
         run / "curves.png",
         groups={
-            "loss": ["loss_hidden", "loss_context"],
+            "loss": ["loss_hidden", "loss_context", "loss_inverse"],
             "spread of targets": ["target_std"],
             "learning rate": ["learning_rate"],
         },
-        title="masked latent prediction",
+        title="pretraining",
     )
-    probe = probe_error_cm(target, view, train_ids, validation_ids, device=where)
-    tail = [line["loss_hidden"] for line in lines[-max(1, len(lines) // 10) :]]
-    height = clips.frames[0].shape[1]
+    probe = probe_errors(target, view, train_ids, validation_ids, merge=merge, device=where)
+    tail = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
     checkpoint.save_encoder(
         target,
         run / "encoder",
         image_size=height,
         provenance={
             "trained_by": "worldmodel pretrain",
-            "episodes": len(train_ids),
-            "frames": sum(len(frames) for frames in clips.frames),
+            "episodes": len(clips.frames),
+            "episodes_left_out": len(train_ids) - len(clips.frames),
+            "frames": clips.num_frames,
+            "masked_weight": masked_weight,
+            "inverse_weight": inverse_weight,
+            "inverse_max_gap": inverse_max_gap if inverse_weight else None,
             "steps": schedule.steps,
             "batch_size": batch_size,
             "seed": seed,
             "device": where.type,
-            "probe_error_cm": probe,
+            "precision": precision,
+            "probe_error_cm": probe.position_cm,
+            "probe_gripper_error": probe.gripper,
         },
     )
-    return PretrainResult(run / "encoder", float(np.mean(tail)), probe)
+    return PretrainResult(
+        run / "encoder",
+        loss=float(np.mean(tail)) if tail else float("nan"),
+        probe_error_cm=probe.position_cm,
+        probe_gripper_error=probe.gripper,
+        episodes=len(clips.frames),
+        episodes_left_out=len(train_ids) - len(clips.frames),
+        frames=clips.num_frames,
+    )
 
 
 def to_clip(
@@ -283,28 +443,36 @@ def update_ema(target: torch.nn.Module, online: torch.nn.Module, momentum: float
 
 
 @torch.inference_mode()
-def probe_error_cm(
+def probe_errors(
     encoder: VideoEncoder,
     view: View,
     train_ids: list[int],
     validation_ids: list[int],
     *,
+    merge: int,
     device: torch.device,
     max_episodes: int = 100,
-) -> float:
-    """Returns how far [cm] a linear probe of the tokens puts the hand on held-out episodes."""
+) -> ProbeErrors:
+    """Returns how well linear probes of the latents know the arm on held-out episodes.
+
+    The latents are those a planner sees. Without held-out episodes the errors are NaN.
+    """
 
     def features(ids: list[int]) -> tuple[Tensor, Tensor]:
-        tokens, positions = [], []
+        latents, states = [], []
         for i in ids[:max_episodes]:
-            pictures, places, _, _ = view.read(i)
-            frames = torch.from_numpy(pictures[::2]).to(device)
-            tokens.append(encoder(to_clip(frames[:, None], encoder.tubelet_size)).flatten(1).cpu())
-            positions.append(torch.from_numpy(places[::2]))
-        return torch.cat(tokens), torch.cat(positions)
+            frames, proprio, _, _ = view.read(i)
+            seen = encode_frames(encoder, torch.from_numpy(frames[::2]).to(device), merge)
+            latents.append(seen.flatten(1).cpu())
+            states.append(torch.from_numpy(proprio[::2]))
+        return torch.cat(latents), torch.cat(states)
 
     if not validation_ids:
-        return float("nan")
+        return ProbeErrors(float("nan"), float("nan"))
     probe = fit_linear_probe(*features(train_ids))
-    tokens, positions = features(validation_ids)
-    return 100 * float((probe(tokens) - positions).norm(dim=-1).mean())
+    latents, states = features(validation_ids)
+    error = probe(latents) - states
+    return ProbeErrors(
+        position_cm=100 * float(error[:, POSITION].norm(dim=-1).mean()),
+        gripper=float(error[:, GRIPPER].abs().mean()),
+    )

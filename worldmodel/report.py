@@ -12,6 +12,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from worldmodel.failures import where_it_fails
+from worldmodel.metrics import closes_gripper, failure_rows
 from worldmodel.results import EpisodeResult, Evaluation, PolicyResult
 from worldmodel.video import (
     FAINT,
@@ -19,6 +21,7 @@ from worldmodel.video import (
     MISSED,
     MUTED,
     REACHED,
+    split_curve,
     write_filmstrip,
     write_gif,
     write_video,
@@ -36,7 +39,7 @@ __all__ = [
 _BASELINE_STYLES = (":", "-.", "--")
 
 
-def write_report(folder: Path, evaluation: Evaluation, *, success_distance: float = 0.04) -> Path:
+def write_report(folder: Path, evaluation: Evaluation) -> Path:
     """Writes `report.html` with its curves, and videos and filmstrips where frames were kept.
 
     The page loads nothing from elsewhere; it links to `curves.png`, `episodes/<seed>.mp4` and
@@ -45,7 +48,6 @@ def write_report(folder: Path, evaluation: Evaluation, *, success_distance: floa
     Args:
         folder: Where to write; made if it is not there.
         evaluation: What was measured.
-        success_distance: Distance to the goal that counts as reached [m].
 
     Returns:
         The path of the page.
@@ -56,44 +58,50 @@ def write_report(folder: Path, evaluation: Evaluation, *, success_distance: floa
         if _has_pictures(episode):
             write_video(folder / _video_link(episode), episode)
             write_filmstrip(folder / _filmstrip_link(episode), episode)
-    plot_curves(folder / "curves.png", evaluation, success_distance=success_distance)
+    plot_curves(folder / "curves.png", evaluation)
     page = folder / "report.html"
-    page.write_text(_page(evaluation, success_distance), encoding="utf-8")
+    page.write_text(_page(evaluation), encoding="utf-8")
     return page
 
 
-def plot_curves(path: Path, evaluation: Evaluation, *, success_distance: float = 0.04) -> None:
+def plot_curves(path: Path, evaluation: Evaluation) -> None:
     """Writes a PNG with distance (left) and energy (right) of every episode over the steps.
 
     A thin line is an episode, green if the goal was reached; the thick line is their median; the
     medians of the baselines are grey. Episodes that ended early count with their last value.
 
+    Energies to different sub-goals do not compare: with several, the line of an episode is broken
+    where the next one took over, a dot marks where it begins, and there is no median.
+
     Args:
         path: File to write; its folder exists.
         evaluation: What was measured.
-        success_distance: Where to draw the dashed line [m].
     """
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     episodes = evaluation.planner.episodes
     _plot_episodes(left, episodes, [100 * episode.distances for episode in episodes])
+    left.plot(
+        median_curve([100 * episode.distances for episode in episodes]),
+        color=INK,
+        linewidth=2.5,
+        label="planner, median",
+    )
     for baseline, style in zip(evaluation.baselines, cycle(_BASELINE_STYLES), strict=False):
         median = median_curve([100 * episode.distances for episode in baseline.episodes])
         left.plot(
             median, style, color=MUTED, linewidth=1.5, label=f"{_words(baseline.name)}, median"
         )
-    left.axhline(
-        100 * success_distance,
-        color=INK,
-        linestyle=(0, (6, 4)),
-        linewidth=0.8,
-        label=f"success, {100 * success_distance:g} cm",
-    )
     left.set_ylim(bottom=0)
     left.set_title("Distance to the goal [cm]", loc="left", fontsize=11)
-    right.set_title("Energy: latent distance to the goal image", loc="left", fontsize=11)
+    several = any(len(episode.stage_names) > 1 for episode in episodes)
+    goal = "present sub-goal's image" if several else "goal image"
+    right.set_title(f"Energy: latent distance to the {goal}", loc="left", fontsize=11)
     if all(episode.energies.size for episode in episodes):
-        _plot_episodes(right, episodes, [episode.energies for episode in episodes])
+        _plot_episodes(right, episodes, [episode.energies for episode in episodes], split=True)
+        if not several:
+            median = median_curve([episode.energies for episode in episodes])
+            right.plot(median, color=INK, linewidth=2.5)
     else:
         right.text(0.02, 0.9, "none: this policy has no world model", transform=right.transAxes)
     for axes in (left, right):
@@ -113,9 +121,13 @@ def median_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _plot_episodes(
-    axes: Axes, episodes: Sequence[EpisodeResult], curves: Sequence[np.ndarray]
+    axes: Axes,
+    episodes: Sequence[EpisodeResult],
+    curves: Sequence[np.ndarray],
+    *,
+    split: bool = False,
 ) -> None:
-    """Draws a thin line an episode, and their median."""
+    """Draws a thin line an episode; with `split`, broken where the next sub-goal took over."""
     # Failures are few: drawn last and stronger, they are not hidden among the successes.
     for episode, curve in sorted(
         zip(episodes, curves, strict=True), key=lambda x: not x[0].success
@@ -123,8 +135,12 @@ def _plot_episodes(
         color, alpha, label = (
             (REACHED, 0.35, "reached") if episode.success else (MISSED, 0.8, "missed")
         )
-        axes.plot(curve, color=color, alpha=alpha, linewidth=0.9, label=label)
-    axes.plot(median_curve(curves), color=INK, linewidth=2.5, label="planner, median")
+        if split and len(episode.stage_names) > 1:
+            axes.plot(*split_curve(curve, episode.stages), color=color, alpha=alpha, linewidth=0.9)
+            begun = np.flatnonzero(np.diff(episode.stages)) + 1
+            axes.plot(begun, curve[begun], "o", color=color, alpha=alpha, markersize=3)
+        else:
+            axes.plot(curve, color=color, alpha=alpha, linewidth=0.9, label=label)
 
 
 def _legend(axes: Axes) -> tuple[list[Artist], list[str]]:
@@ -134,11 +150,15 @@ def _legend(axes: Axes) -> tuple[list[Artist], list[str]]:
     return list(unique.values()), list(unique)
 
 
-def _page(evaluation: Evaluation, success_distance: float) -> str:
+def _page(evaluation: Evaluation) -> str:
     planner = evaluation.planner
     headline = (
-        f"{escape(evaluation.task)}: {planner.successes} of {len(planner.episodes)} "
-        "goal images reached"
+        f"{escape(evaluation.task)}: {planner.successes} of {len(planner.episodes)} goals reached"
+    )
+    given = (
+        "one image for every sub-goal of the task, and goes on to the next when it is there"
+        if evaluation.subgoals
+        else "the goal only, as an image"
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -152,16 +172,16 @@ def _page(evaluation: Evaluation, success_distance: float) -> str:
 <body>
 <main>
 <h1>{headline}</h1>
-<p class="lead">The planner is given the goal only as an image. A goal counts as reached when the
-arm is within {100 * success_distance:g} cm of it after the last step.</p>
+<p class="lead">The planner is given {given}. A goal counts as reached when the task's condition is
+held at the last step. Variation of the scene: {escape(evaluation.variation)}.</p>
 {_tiles(planner)}
 <section>
-<h2>Beside policies that do not look</h2>
+<h2>Beside other policies</h2>
 {_policy_table(evaluation)}
 </section>
 <section>
 <h2>What went wrong</h2>
-{_failures(planner, success_distance)}
+{_failures(evaluation)}
 </section>
 <section>
 <h2>Distance and energy over time</h2>
@@ -171,6 +191,7 @@ arm is within {100 * success_distance:g} cm of it after the last step.</p>
 {_gallery(planner)}
 <section>
 <h2>How it was run</h2>
+{_command(evaluation.command)}
 <details>
 <summary>Settings and machine</summary>
 {_key_table("Settings", {"task": evaluation.task, "seed": evaluation.seed, **evaluation.settings})}
@@ -183,42 +204,61 @@ arm is within {100 * success_distance:g} cm of it after the last step.</p>
 """
 
 
+def _command(command: str | None) -> str:
+    return "" if command is None else f'<pre class="wide">{escape(command)}</pre>'
+
+
 def _tiles(planner: PolicyResult) -> str:
     """The numbers to read first."""
     final = 100 * planner.final_distances
+    steps = [e.steps_to_success for e in planner.episodes if e.steps_to_success is not None]
     tiles = [
         (_percent(planner.success_rate), f"reached; 95 % interval {_percent_range(planner)}"),
         (f"{np.median(final):.1f} cm", "median distance at the end"),
     ]
-    if planner.plan_ms.size:
-        p50, p95 = np.percentile(planner.plan_ms, (50, 95))
-        tiles.append((_duration(p50), f"to plan a step, median; p95 {_duration(p95)}"))
-    encode_ms = np.concatenate([episode.encode_ms for episode in planner.episodes])
-    if encode_ms.size:
-        p50, p95 = np.percentile(encode_ms, (50, 95))
-        tiles.append((_duration(p50), f"to encode an image, median; p95 {_duration(p95)}"))
+    if steps:
+        tiles.append((f"{np.median(steps):.0f}", "steps to success, median"))
+    for times, what in ((planner.plan_ms, "plan a step"), (planner.encode_ms, "encode an image")):
+        if times.size:
+            p50, p95 = np.percentile(times, (50, 95))
+            tiles.append((_duration(p50), f"to {what}, median; p95 {_duration(p95)}"))
     items = "\n".join(f"<li><b>{value}</b> <span>{text}</span></li>" for value, text in tiles)
     return f'<ul class="tiles">\n{items}\n</ul>'
 
 
 def _policy_table(evaluation: Evaluation) -> str:
-    rows = "\n".join(
-        f"<tr><th scope=row>{escape(_words(result.name))}</th>"
-        f"<td>{result.successes} of {len(result.episodes)}</td>"
-        f"<td>{_percent(result.success_rate)} <small>({_percent_range(result)})</small>"
-        f"{_interval_svg(result)}</td>"
-        f"<td>{100 * np.median(result.final_distances):.1f} cm</td></tr>"
-        for result in (evaluation.planner, *evaluation.baselines)
-    )
+    paired = {one.against: one for one in evaluation.paired}
+    rows = []
+    for result in evaluation.policies:
+        steps = [e.steps_to_success for e in result.episodes if e.steps_to_success is not None]
+        ever = sum(episode.ever_successful for episode in result.episodes)
+        one = paired.get(result.name)
+        rows.append(
+            f"<tr><th scope=row>{escape(_words(result.name))}</th>"
+            f"<td>{result.successes} of {len(result.episodes)}</td>"
+            f"<td>{_percent(result.success_rate)} <small>({_percent_range(result)})</small>"
+            f"{_interval_svg(result)}</td>"
+            f"<td>{ever}</td>"
+            f"<td>{100 * np.median(result.final_distances):.1f} cm</td>"
+            f"<td>{f'{np.median(steps):.0f}' if steps else ''}</td>"
+            f"<td>{'' if one is None else f'{one.only_planner} : {one.only_other}'}</td>"
+            f"<td>{'' if one is None else f'{one.p_value:.2g}'}</td></tr>"
+        )
     return f"""<div class="wide"><table>
 <thead><tr><th scope=col>policy</th><th scope=col>reached</th>
 <th scope=col>rate <small>(95 % Wilson interval)</small></th>
-<th scope=col>final distance, median</th></tr></thead>
+<th scope=col>held at<br>any time</th>
+<th scope=col>final distance,<br>median</th><th scope=col>steps,<br>median</th>
+<th scope=col>only planner :<br>only it</th><th scope=col>McNemar p</th></tr></thead>
 <tbody>
-{rows}
+{"".join(f"{row}{chr(10)}" for row in rows).strip()}
 </tbody>
 </table></div>
-<p class="note">All policies start from the same seeds. The bars run from 0 to 100&nbsp;%.</p>"""
+<p class="note">All policies start from the same seeds, which no training episode has; the oracle
+does the first of them only. {evaluation.goal_rejections} placements were drawn again, because they
+were solved at the start or not solvable. The expert and the oracle read the simulator. The bars run
+from 0 to 100&nbsp;%. p: exact McNemar test of the planner against the row, on the episodes both
+did.</p>"""
 
 
 def _interval_svg(result: PolicyResult) -> str:
@@ -234,24 +274,47 @@ def _interval_svg(result: PolicyResult) -> str:
     )
 
 
-def _failures(planner: PolicyResult, success_distance: float) -> str:
+def _failures(evaluation: Evaluation) -> str:
+    planner = evaluation.planner
     failures = [episode for episode in planner.episodes if not episode.success]
     if not failures:
-        return f"<p>Nothing: all {len(planner.episodes)} goal images were reached.</p>"
-    passed = sum(bool(episode.distances.min() <= success_distance) for episode in failures)
+        return f"<p>Nothing: all {len(planner.episodes)} goals were reached.</p>"
+    passed = sum(episode.ever_successful for episode in failures)
     rows = "\n".join(map(_failure_row, failures))
-    return f"""<p>{len(failures)} of {len(planner.episodes)} goal images were missed. In {passed}
-of these the arm was within {100 * success_distance:g} cm on the way and did not stay.</p>
+    return f"""<p>{len(failures)} of {len(planner.episodes)} goals were missed. In {passed}
+of these the goal was held on the way and left again.</p>
+{_stage_table(evaluation)}
 <div class="wide"><table>
 <thead><tr><th scope=col>seed</th><th scope=col>start</th><th scope=col>closest</th>
-<th scope=col>end</th><th scope=col>energy, closest</th><th scope=col>energy, end</th></tr></thead>
+<th scope=col>end</th><th scope=col>energy, closest</th><th scope=col>energy, end</th>
+<th scope=col>sub-goals</th><th scope=col>first grip</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
 </table></div>
 <p class="note">Energy lower at the end than at the closest point: the model took the wrong
 place for the goal. Higher at the end: the model rated the closest point better, and the plan left
-it or did not come back.</p>"""
+it or did not come back. Energies to different sub-goals do not compare. First grip: when the
+fingers first closed, and how far the tool then was from the nearest cube's centre.</p>"""
+
+
+def _stage_table(evaluation: Evaluation) -> str:
+    """Where it fails: failed episodes by the sub-goal in which they ended."""
+    stages = where_it_fails(evaluation.planner.episodes)
+    header, rows = failure_rows(stages, grips=closes_gripper(evaluation))
+    head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in header)
+    body = "\n".join(
+        f"<tr><th scope=row>{escape(str(row[0]))}</th>"
+        + "".join(f"<td>{cell}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return f"""<h3>Where it fails</h3>
+<div class="wide"><table class="stages"><thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody></table></div>
+<h3>Failed episodes</h3>"""
 
 
 def _failure_row(episode: EpisodeResult) -> str:
@@ -265,8 +328,30 @@ def _failure_row(episode: EpisodeResult) -> str:
     return (
         f"<tr><th scope=row>{name}</th><td>{start}</td>"
         f"<td>{best} <small>at step {closest}</small></td><td><b>{end}</b></td>"
-        f"<td>{energies[0]}</td><td>{energies[1]}</td></tr>"
+        f"<td>{energies[0]}</td><td>{energies[1]}</td>"
+        f"<td>{_stage_story(episode)}</td><td>{_grip_text(episode)}</td></tr>"
     )
+
+
+def _stage_story(episode: EpisodeResult) -> str:
+    """The sub-goals in words: when each took over, and why the one before was left."""
+    if len(episode.stage_names) < 2:
+        return "–"
+    parts = [escape(episode.stage_names[0])]
+    for switch in episode.switches:
+        reason = "out of time" if switch.reason == "limit" else switch.reason
+        name = escape(episode.stage_names[switch.stage])
+        parts.append(f"{name} <small>from step {switch.step}, {escape(reason)}</small>")
+    missing = len(episode.stage_names) - 1 - int(episode.stages[-1])
+    left = f"<br><small>{missing} never tried</small>" if missing else ""
+    return "<br>".join(parts) + left
+
+
+def _grip_text(episode: EpisodeResult) -> str:
+    grip = episode.first_grip
+    if grip is None:
+        return "–"
+    return f"{100 * grip.distance:.1f} cm <small>at step {grip.step}</small>"
 
 
 def _gallery(planner: PolicyResult) -> str:
@@ -296,7 +381,7 @@ def _card(episode: EpisodeResult) -> str:
 <video controls loop muted playsinline preload="metadata" width="800" height="292"
  src="{quote(_video_link(episode))}"></video>
 <a href="{strip}"><img src="{strip}" loading="lazy"
- alt="Frames over time, the goal, distances and energies of this episode"></a>
+ alt="Frames over time, the goals, distances and energies of this episode"></a>
 </article>"""
 
 
@@ -325,7 +410,7 @@ def _flatten(values: dict[str, object], prefix: str = "") -> list[tuple[str, str
 
 
 def _has_pictures(episode: EpisodeResult) -> bool:
-    return episode.frames is not None and episode.goal_image is not None
+    return episode.frames is not None and episode.goal_images is not None
 
 
 def _video_link(episode: EpisodeResult) -> str:
@@ -418,6 +503,9 @@ article a { display: block; margin-top: .6rem; }
 .mark.missed { background: #dc2626; }
 details { background: var(--card); border-radius: 10px; padding: .9rem 1rem; }
 summary { cursor: pointer; }
+section > h3 { margin-top: 1.4rem; }
+pre { background: var(--card); border-radius: 10px; padding: .8rem 1rem; font-size: .875rem; }
+.stages { width: auto; }
 details h3 { margin: 1.2rem 0 .3rem; }
 .keys th, .keys td { font-size: .875rem; padding-block: .25rem; }
 .keys th { color: var(--muted); width: 40%; }

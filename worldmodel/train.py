@@ -1,4 +1,8 @@
-"""Post-trains the action-conditioned predictor on the cached latents of a frozen encoder."""
+"""Post-trains the action-conditioned predictor on the cached latents of a frozen encoder.
+
+An inverse dynamics model can be trained beside it, on the same windows: it learns to propose the
+actions whose outcome the predictor learns to imagine. They share nothing but the latents.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +20,14 @@ from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encode import LatentJob
+from worldmodel.inverse import MIN_ACTION_STD, MIN_POSE_STD, InverseDynamics
 from worldmodel.jepa import JEPA
-from worldmodel.losses import PredictionLoss, prediction_loss
+from worldmodel.losses import PredictionLoss, inverse_loss, prediction_loss
 from worldmodel.pose import action_between
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.training import (
     MetricsLog,
+    Precision,
     Schedule,
     autocast,
     load_state,
@@ -36,8 +42,9 @@ from worldmodel.training import (
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
 MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
-MIN_POSE_STD = 0.05  # [m, or matrix entries]; keeps an axis the data never moves from exploding
-MIN_ACTION_STD = 0.01  # [m, rad, gripper]
+VALIDATION_WINDOWS = 512
+AXES = ("x_cm", "y_cm", "z_cm", "roll_rad", "pitch_rad", "yaw_rad", "gripper")
+PER_AXIS = torch.tensor([100.0, 100.0, 100.0, 1.0, 1.0, 1.0, 1.0])  # from metres to centimetres
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,15 @@ class TrainResult:
         copy_loss: L1 of predicting no change, on the same windows.
         shuffled_loss: L1 with the actions of other windows; near `validation_loss` means that the
             model ignores the action.
+        inverse_error: Mean absolute error of the actions read from two neighbouring frames of
+            held-out windows: by stride, then by axis (`AXES`). Empty without an inverse model.
     """
 
     checkpoint: Path
     validation_loss: float
     copy_loss: float
     shuffled_loss: float
+    inverse_error: dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,18 @@ class Windows:
 
     def sample(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         """Returns raw latents (n, F, N, D) and proprio (n, F, 7) of n windows."""
-        episodes, frames = self.index.sample(rng, n)
+        return self._read(*self.index.sample(rng, n))
+
+    def sample_with_strides(
+        self, rng: np.random.Generator, n: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what `sample` returns, and the stride (n,) of each window."""
+        windows = [self.index[i] for i in rng.integers(len(self.index), size=n).tolist()]
+        episodes = np.array([window.episode for window in windows])
+        latents, proprio = self._read(episodes, np.stack([window.frames for window in windows]))
+        return latents, proprio, torch.tensor([window.stride for window in windows])
+
+    def _read(self, episodes: np.ndarray, frames: np.ndarray) -> tuple[Tensor, Tensor]:
         latents = self.cache.gather(self.ids[episodes], frames)
         proprio = self.cache.gather_proprio(self.ids[episodes], frames)
         return torch.from_numpy(latents), torch.from_numpy(proprio)
@@ -106,8 +127,10 @@ def train(
     validate_every: int,
     save_every: int,
     dtype: Literal["float32", "float16"] = "float32",
+    inverse_weight: float = 1.0,
+    precision: Precision = "auto",
 ) -> TrainResult:
-    """Trains a predictor and writes the world model to `run/model`.
+    """Trains a predictor, and inverse dynamics beside it, and writes them to `run/model`.
 
     A run folder that already holds a state goes on from it; the loss curve is the same as if it
     had never stopped.
@@ -121,7 +144,8 @@ def train(
         run: Folder for state, metrics, curves and the model.
         window: Frames of a training window.
         strides: Distances of a window's frames in model steps. With several, one action can be
-            a short or a long move, and a plan may look far ahead in one step.
+            a short or a long move, and a plan may look far ahead in one step. One named k times
+            is drawn k times as often.
         rollout_steps: Steps of the rollout loss.
         schedule: Learning rate and number of steps.
         batch_size: Windows a step.
@@ -133,6 +157,9 @@ def train(
         validate_every: Steps between validations.
         save_every: Steps between saved states.
         dtype: Precision of the stored model.
+        inverse_weight: Weight of the loss of the inverse dynamics model, which learns nothing from
+            the predictor, nor the predictor from it; 0 trains none.
+        precision: See `worldmodel.training.autocast`.
     """
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
@@ -152,7 +179,11 @@ def train(
     side = image_size // frozen.patch_size // merge // pool
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        predictor = build_predictor(latent_dim=frozen.embed_dim * merge**2, grid_size=(side, side))
+        latent_dim = frozen.embed_dim * merge**2
+        predictor = build_predictor(latent_dim=latent_dim, grid_size=(side, side))
+        inverse = None
+        if inverse_weight:
+            inverse = InverseDynamics(latent_dim=latent_dim, num_tokens=side**2)
     samples = windows.sample(np.random.default_rng(seed), 4096)[1]
     world = JEPA(
         encoder=frozen,
@@ -168,19 +199,21 @@ def train(
         .flatten(0, 1)
         .quantile(0.99, dim=0)
         .tolist(),
+        inverse=inverse,
     )
     set_input_scales(world, latents, train_ids, samples)
     world = world.to(where)
     world.encoder.requires_grad_(False)
-    optimizer = make_optimizer([world.predictor], weight_decay=weight_decay)
+    trained = [world.predictor] if inverse is None else [world.predictor, inverse]
+    optimizer = make_optimizer(trained, weight_decay=weight_decay)
 
-    def batch_of(source: Windows, rng: np.random.Generator, n: int) -> Batch:
-        raw, proprio = (x.to(where) for x in source.sample(rng, n))
-        z = (raw.float() - world.latent_mean) / world.latent_std
+    def batch_of(raw: Tensor, proprio: Tensor) -> Batch:
+        proprio = proprio.to(where)
+        z = (raw.to(where).float() - world.latent_mean) / world.latent_std
         return Batch(z, proprio, action_between(proprio[:, :-1], proprio[:, 1:]))
 
     def loss_of(batch: Batch) -> PredictionLoss:
-        with autocast(where):
+        with autocast(where, precision):
             return prediction_loss(
                 world, batch.latents, batch.proprio, batch.actions, rollout_steps=rollout_steps
             )
@@ -191,8 +224,19 @@ def train(
         first = state["step"] + 1
         world.predictor.load_state_dict(state["predictor"])
         optimizer.load_state_dict(state["optimizer"])
+        if inverse is not None:
+            inverse.load_state_dict(state["inverse"])
     log = MetricsLog(run, resume_step=first - 1)
-    validation = batch_of(held_out, np.random.default_rng(seed), 512)
+    *arrays, held_out_strides = held_out.sample_with_strides(
+        np.random.default_rng(seed), VALIDATION_WINDOWS
+    )
+    validation = batch_of(*arrays)
+
+    def errors_by_stride() -> dict[int, dict[str, float]]:
+        if inverse is None:
+            return {}
+        with autocast(where, precision):
+            return inverse_errors(inverse, validation, held_out_strides)
 
     bar = tqdm(
         range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="train"
@@ -200,21 +244,29 @@ def train(
     for step in bar:
         rng, _ = step_generators(seed, step)
         set_learning_rate(optimizer, schedule(step))
-        loss = loss_of(batch_of(windows, rng, batch_size))
+        batch = batch_of(*windows.sample(rng, batch_size))
+        loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(world.predictor.parameters(), 1.0)
+        metrics = {}
+        if inverse is not None:
+            with autocast(where, precision):
+                read = inverse_loss(inverse, *pairs_of(batch))
+            (inverse_weight * read).backward()
+            metrics["loss_inverse"] = read.item()
+        for module in trained:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         last = step == schedule.steps
         validates = step % validate_every == 0 or last
         if step % log_every == 0 or validates:
-            metrics = {
+            metrics |= {
                 "loss_teacher_forcing": loss.teacher_forcing.item(),
                 "loss_rollout": loss.rollout.item(),
                 "learning_rate": schedule(step),
             }
             if validates:
-                metrics |= validate(world, validation, loss_of)
+                metrics |= validate(world, validation, loss_of) | mean_errors(errors_by_stride())
             log.write(step, metrics)
             bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
         if step % save_every == 0 or last:
@@ -224,6 +276,7 @@ def train(
                     "step": step,
                     "predictor": world.predictor.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "inverse": inverse.state_dict() if inverse is not None else {},
                 },
             )
 
@@ -233,11 +286,13 @@ def train(
         groups={
             "training L1": ["loss_teacher_forcing", "loss_rollout"],
             "held-out L1": ["validation_loss", "copy_loss", "shuffled_loss"],
+            "actions read": ["loss_inverse", *(f"inverse_{axis}" for axis in AXES)],
             "learning rate": ["learning_rate"],
         },
         title="action-conditioned prediction",
     )
     final = validate(world, validation, loss_of)
+    by_stride = errors_by_stride()
     checkpoint.save(
         world,
         run / "model",
@@ -256,12 +311,38 @@ def train(
             "batch_size": batch_size,
             "seed": seed,
             "device": where.type,
+            "precision": precision,
+            "inverse_weight": inverse_weight,
+            "inverse_error": by_stride,
             **final,
         },
         dtype=STORED_DTYPES[dtype],
     )
     return TrainResult(
-        run / "model", final["validation_loss"], final["copy_loss"], final["shuffled_loss"]
+        run / "model",
+        final["validation_loss"],
+        final["copy_loss"],
+        final["shuffled_loss"],
+        by_stride,
+    )
+
+
+def pairs_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the pairs of frames of windows that an inverse model learns from.
+
+    They are all neighbours, and the first with the last frame.
+
+    Returns:
+        Latents of the earlier and of the later frames (n, N, D), proprio at the earlier ones
+        (n, 7), and the actions that lead there (n, 7).
+    """
+    z, proprio = batch.latents, batch.proprio
+    whole = action_between(proprio[:, :1], proprio[:, -1:])
+    return (
+        torch.cat((z[:, :-1], z[:, :1]), dim=1).flatten(0, 1),
+        torch.cat((z[:, 1:], z[:, -1:]), dim=1).flatten(0, 1),
+        torch.cat((proprio[:, :-1], proprio[:, :1]), dim=1).flatten(0, 1),
+        torch.cat((batch.actions, whole), dim=1).flatten(0, 1),
     )
 
 
@@ -280,6 +361,8 @@ def set_input_scales(
     predictor.proprio_std.copy_(features.std(0).clamp_min(MIN_POSE_STD))
     actions = action_between(proprio[:, :-1], proprio[:, 1:]).flatten(0, 1)
     predictor.action_std.copy_(actions.std(0).clamp_min(MIN_ACTION_STD))
+    if world.inverse is not None:
+        world.inverse.set_scales(proprio[:, 0], proprio[:, -1])
 
 
 @torch.no_grad()
@@ -297,4 +380,37 @@ def validate(
         "validation_rollout_loss": float(loss.rollout),
         "copy_loss": float(copy),
         "shuffled_loss": float(shuffled.teacher_forcing),
+    }
+
+
+@torch.no_grad()
+def inverse_errors(
+    inverse: InverseDynamics, batch: Batch, strides: Tensor
+) -> dict[int, dict[str, float]]:
+    """Returns the mean absolute errors of the actions read from neighbouring frames.
+
+    Args:
+        inverse: The inverse model.
+        batch: Held-out windows.
+        strides: Stride (B,) of each.
+
+    Returns:
+        By stride, then by axis (`AXES`: centimetres, radians, gripper).
+    """
+    z, proprio = batch.latents, batch.proprio[:, :-1]
+    read = inverse(z[:, :-1].flatten(0, 1), z[:, 1:].flatten(0, 1), proprio.flatten(0, 1))
+    error = (read.view_as(batch.actions) - batch.actions).abs().cpu() * PER_AXIS  # (B, F - 1, 7)
+    return {
+        stride: dict(zip(AXES, error[strides == stride].mean(dim=(0, 1)).tolist(), strict=True))
+        for stride in strides.unique().tolist()
+    }
+
+
+def mean_errors(by_stride: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Returns the errors of `inverse_errors` averaged over strides, named for the metrics."""
+    if not by_stride:
+        return {}
+    return {
+        f"inverse_{axis}": float(np.mean([errors[axis] for errors in by_stride.values()]))
+        for axis in AXES
     }

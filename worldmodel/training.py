@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 ScheduleName = Literal["cosine", "wsd"]
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
 
@@ -101,9 +103,32 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Returns bf16 autocast on a GPU, where it helps, and plain float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Says whether matrix products in bfloat16 are much faster than in float32 on a device.
+
+    They are on every GPU that torch still supports with tensor cores, and on CPUs with AMX (Intel
+    Xeon from Sapphire Rapids on), reached through oneDNN. CPUs with AVX-512 alone gain little.
+    """
+    if device.type == "cuda":
+        return True
+    return torch.cpu._is_amx_tile_supported() and torch.backends.mkldnn.is_available()
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> torch.autocast:
+    """Returns the context in which a model computes; its weights stay float32.
+
+    Args:
+        device: Where the model is.
+        precision: "float32"; "bfloat16" for the large products and what lies between them; or
+            "auto": bfloat16 where `has_fast_bfloat16`, else float32.
+
+    Raises:
+        ValueError: The precision is another word.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    lower = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower)
 
 
 class MetricsLog:
@@ -162,6 +187,7 @@ def plot_metrics(
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.4)
         axes.set(xlabel="step", title=label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)

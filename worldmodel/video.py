@@ -29,7 +29,7 @@ _FILM_PANEL, _FILM_FRAMES, _FILM_CAPTION = 168, 8, 58
 
 
 def write_video(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
-    """Writes an H.264 MP4: camera | goal | energy so far.
+    """Writes an H.264 MP4: camera | present sub-goal | energy so far.
 
     The first picture stays for half a second more, the last for one and a half; its edge is green
     where the goal was reached and red where it was missed.
@@ -85,37 +85,43 @@ def write_gif(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
 
 
 def write_filmstrip(path: Path, episode: EpisodeResult) -> None:
-    """Writes a PNG of up to eight frames over time and the goal, with distances and energies.
+    """Writes a PNG of up to eight frames over time and the goals, with distances and energies.
 
     The edge of the last frame is green where the goal was reached and red where it was missed.
 
     Raises:
         ValueError: The episode kept no frames.
     """
-    frames, goal = _images(episode)
+    frames, goals = _images(episode)
     last = len(frames) - 1
     steps = np.linspace(0, last, min(_FILM_FRAMES, last + 1)).round().astype(int)
     panel = _FILM_PANEL
-    lefts = [_GAP + column * (panel + _GAP) for column in range(len(steps) + 1)]
+    lefts = [_GAP + column * (panel + _GAP) for column in range(len(steps) + len(goals))]
+    goal_lefts = lefts[len(steps) :]
     sheet = _Sheet(lefts[-1] + panel + _GAP, _GAP + panel + _FILM_CAPTION)
     lines = [_GAP + panel + below for below in (6, 23, 40)]
     for left, step in zip(lefts, steps, strict=False):
-        sheet.text(left, lines[0], f"step {step}", weight="bold")
+        stage = f": {episode.stage_names[episode.stages[step]]}" if len(goals) > 1 else ""
+        sheet.text(left, lines[0], f"step {step}{stage}", weight="bold")
         sheet.text(left, lines[1], _distance_text(episode, step), color=DISTANCE)
         sheet.text(left, lines[2], _energy_text(episode, step), color=ENERGY)
     verdict, color = _verdict(episode)
-    sheet.text(lefts[-1], lines[0], "goal", weight="bold")
-    sheet.text(lefts[-1], lines[1], verdict, color=color)
+    for stage, left in enumerate(goal_lefts):
+        sheet.text(left, lines[0], _goal_text(episode, stage), weight="bold")
+    sheet.text(goal_lefts[-1], lines[1], verdict, color=color)
     picture = sheet.draw()
-    for left, image in zip(lefts, [*frames[steps], goal], strict=True):
+    for left, image in zip(lefts, [*frames[steps], *goals], strict=True):
         _paste(picture, image, left, _GAP, panel)
     if verdict:
-        _edge(picture, lefts[-2], _GAP, panel, color)
+        _edge(picture, lefts[len(steps) - 1], _GAP, panel, color)
     Image.fromarray(picture).save(path, format="PNG")
 
 
 def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
-    """Returns one picture a step: camera | goal | energy so far, side by side under their names.
+    """Returns one picture a step: camera | present sub-goal | energy so far, under their names.
+
+    A curve of energies ends with its sub-goal, for those to another one do not compare; a dotted
+    line marks the step at which the next one took over.
 
     Args:
         episode: An episode with frames.
@@ -127,33 +133,37 @@ def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
     Raises:
         ValueError: The episode kept no frames.
     """
-    frames, goal = _images(episode)
+    frames, goals = _images(episode)
+    stages = _stages(episode)
     last = len(frames) - 1
     camera_left, goal_left, curve_left = (_GAP + i * (panel + _GAP) for i in range(3))
     sheet = _Sheet(curve_left + panel + _GAP, _HEADER + panel + _GAP)
     camera_title = sheet.text(camera_left, 8, "", changes=True)
-    sheet.text(goal_left, 8, "goal")
+    goal_title = sheet.text(goal_left, 8, "", changes=True)
     energy_title = sheet.text(curve_left, 8, "", color=ENERGY, changes=True)
     distance_title = sheet.text(
         curve_left + panel, 8, "", color=DISTANCE, align="right", changes=True
     )
     energy_axes, distance_axes = sheet.twin_axes(curve_left, _HEADER, panel, last)
+    for switch in np.flatnonzero(np.diff(stages)) + 1:
+        energy_axes.axvline(float(switch), color=MUTED, linestyle=":", linewidth=1)
     curves = (
         _Curve(sheet, distance_axes, 100 * episode.distances, DISTANCE, width=1.0, from_zero=True),
-        _Curve(sheet, energy_axes, episode.energies, ENERGY, width=2.0),
+        _Curve(sheet, energy_axes, episode.energies, ENERGY, width=2.0, stages=stages),
     )
     verdict, color = _verdict(episode)
     pictures = []
     for step, frame in enumerate(frames):
         result = f": {verdict}" if verdict and step == last else ""
         camera_title.set_text(f"camera, step {step} of {last}{result}")
+        goal_title.set_text(_goal_text(episode, stages[step]))
         energy_title.set_text(_energy_text(episode, step))
         distance_title.set_text(_distance_text(episode, step))
         for curve in curves:
             curve.show_until(step)
         picture = sheet.draw()
         _paste(picture, frame, camera_left, _HEADER, panel)
-        _paste(picture, goal, goal_left, _HEADER, panel)
+        _paste(picture, goals[stages[step]], goal_left, _HEADER, panel)
         if result:
             _edge(picture, camera_left, _HEADER, panel, color)
         pictures.append(picture)
@@ -234,7 +244,10 @@ class _Sheet:
 
 
 class _Curve:
-    """A line that grows with time, in axes that have room for all of it from the start."""
+    """A line that grows with time, in axes that have room for all of it from the start.
+
+    It is broken where `stages` (T + 1,) changes.
+    """
 
     def __init__(
         self,
@@ -245,8 +258,10 @@ class _Curve:
         *,
         width: float,
         from_zero: bool = False,
+        stages: np.ndarray | None = None,
     ):
         self.values = values
+        self.stages = np.zeros(len(values), int) if stages is None else stages
         if not values.size or not np.isfinite(values).all():
             self.values = np.zeros(0)
             axes.set_yticks([])
@@ -265,17 +280,40 @@ class _Curve:
 
     def show_until(self, step: int) -> None:
         now = self.values[: step + 1]
-        self.line.set_data(np.arange(len(now)), now)
+        self.line.set_data(*split_curve(now, self.stages[: len(now)]))
         self.dot.set_data(np.arange(len(now))[-1:], now[-1:])
 
 
+def split_curve(values: np.ndarray, stages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and y of a curve over the steps, with a gap (NaN) wherever the stage changes.
+
+    Args:
+        values: One number a step (T,).
+        stages: The stage of each step (T,).
+    """
+    breaks = np.flatnonzero(np.diff(stages)) + 1
+    steps = np.insert(np.arange(len(values), dtype=float), breaks, np.nan)
+    return steps, np.insert(values.astype(float), breaks, np.nan)
+
+
 def _images(episode: EpisodeResult) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the frames (T + 1, height, width, 3) and the goal image of an episode."""
-    if episode.frames is None or episode.goal_image is None:
+    """Returns frames (T + 1, height, width, 3) and goal images (G, ...) of an episode."""
+    if episode.frames is None or episode.goal_images is None:
         raise ValueError(
             f"episode {episode.seed} kept no frames or no goal image, so it cannot be drawn"
         )
-    return episode.frames, episode.goal_image
+    return episode.frames, episode.goal_images
+
+
+def _stages(episode: EpisodeResult) -> np.ndarray:
+    """Returns the stage of every step (T + 1,), 0 for a policy without sub-goals."""
+    return episode.stages if episode.stages.size else np.zeros(len(episode.distances), int)
+
+
+def _goal_text(episode: EpisodeResult, stage: int) -> str:
+    """Returns the name of a sub-goal, and which it is of how many."""
+    count = len(episode.stage_names)
+    return "goal" if count < 2 else f"sub-goal {stage + 1} of {count}: {episode.stage_names[stage]}"
 
 
 def _energy_text(episode: EpisodeResult, step: int) -> str:

@@ -1,8 +1,8 @@
 """The tasks an arm can be given, one per file.
 
-A task sets the scene up, puts a second copy of the arm at the goal for its picture to be taken, and
-measures how far the scene is from the goal. To add one, write a class with the methods of `Task`
-in its own file and list it in `TASKS`; its environment is then registered too.
+A task sets the scene up, says how a scripted expert would solve it, and judges the state of the
+simulation. To add one, write a class with the methods of `Task` in its own file and list it in
+`TASKS`; its environment is then registered too.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from worldmodel.envs.control import Arm
+    from worldmodel.envs.waypoints import Waypoint
 
 
 class Task(Protocol):
@@ -22,20 +23,26 @@ class Task(Protocol):
     options: tuple[str, ...]
     """Names of the reset options the task understands."""
 
+    drawer: bool
+    """Whether the scene has the cabinet with the drawer."""
+
     def reset(self, arm: "Arm", rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Choose a goal and put arm and objects, freshly reset, at the start of an episode."""
         ...
 
-    def move_to_goal(self, arm: "Arm") -> None:
-        """Put arm and objects of a scratch copy of the scene where the goal is reached."""
+    def waypoints(self, arm: "Arm") -> "list[Waypoint]":
+        """Return how the scripted expert goes from this state to the goal.
+
+        The stages that end on the way are the sub-goals; the last waypoint ends the last one.
+        """
         ...
 
     def distance(self, arm: "Arm") -> float:
         """Return the distance to the goal [m]."""
         ...
 
-    def success(self, distance: float) -> bool:
-        """Return whether this distance [m] counts as success."""
+    def success(self, arm: "Arm") -> bool:
+        """Return whether the goal is reached in this state."""
         ...
 
 
@@ -49,7 +56,18 @@ class TaskSpec:
 
 
 TASKS = {
-    "reach": TaskSpec("Reach", "worldmodel.envs.tasks.reach:Reach", max_episode_steps=16),
+    "reach": TaskSpec("Reach", "worldmodel.envs.tasks.reach:Reach", 16),
+    "reach_with_object": TaskSpec(
+        "ReachWithObject", "worldmodel.envs.tasks.reach_with_object:ReachWithObject", 16
+    ),
+    "grasp": TaskSpec("Grasp", "worldmodel.envs.tasks.grasp:Grasp", 24),
+    "lift": TaskSpec("Lift", "worldmodel.envs.tasks.lift:Lift", 30),
+    "push": TaskSpec("Push", "worldmodel.envs.tasks.push:Push", 24),
+    "pick_and_place": TaskSpec(
+        "PickAndPlace", "worldmodel.envs.tasks.pick_and_place:PickAndPlace", 48
+    ),
+    "stack": TaskSpec("Stack", "worldmodel.envs.tasks.stack:Stack", 48),
+    "drawer_open": TaskSpec("DrawerOpen", "worldmodel.envs.tasks.drawer_open:DrawerOpen", 30),
 }
 
 

@@ -8,26 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.envs import franka
+from worldmodel.envs import placing
 from worldmodel.envs.control import Arm
+from worldmodel.envs.placing import WORKSPACE_HIGH, WORKSPACE_LOW
+from worldmodel.envs.waypoints import Waypoint
 
-WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.32, -0.28, 0.12]), np.array([0.62, 0.28, 0.42])  # [m]
-SUCCESS_DISTANCE = 0.04  # [m]
-START_DISTANCE = (0.15, float("inf"))  # [m]
-TABLE_LOW, TABLE_HIGH = np.array([0.34, -0.28]), np.array([0.62, 0.28])  # cube centres [m]
-CUBE_SPACING = 0.09  # [m] between centres, so that cubes do not touch whatever their yaw
-SETTLE_SECONDS = 0.1
+SUCCESS_DISTANCE = 0.02  # [m]
+START_DISTANCE = (0.15, 0.5)  # [m]
 _TRIES = 10_000
 
 
 class Reach:
-    """Start and goal are uniform in the workspace, at least 15 cm apart.
+    """Start and goal are uniform in the workspace, 15 to 50 cm apart; success is within 2 cm.
 
     Reset options: ``start_position`` and ``goal_position``, x, y, z [m] in the workspace;
     ``start_distance``, the smallest and largest distance [m] between the two.
     """
 
     options = ("start_distance", "start_position", "goal_position")
+    drawer = False
 
     def __init__(self):
         self._goal = np.zeros(3)
@@ -53,34 +52,22 @@ class Reach:
                 f"{_TRIES} draws from the workspace {_workspace()}; widen start_distance"
             )
         arm.teleport(drawn_start)
-        scatter_cubes(arm, rng)
-        arm.settle(SETTLE_SECONDS)
+        placing.scatter(arm, rng)
+        arm.settle(placing.SETTLE_SECONDS)
         self._goal = drawn_goal
 
-    def move_to_goal(self, arm: Arm) -> None:
-        """Put the arm at the goal."""
-        arm.teleport(self._goal)
+    def waypoints(self, arm: Arm) -> list[Waypoint]:
+        """Return the goal."""
+        x, y, z = (float(value) for value in self._goal)
+        return [Waypoint((x, y, z), closed=False, stage="reach")]
 
     def distance(self, arm: Arm) -> float:
         """Return how far the tool centre point is from the goal [m]."""
         return float(np.linalg.norm(arm.tcp_pos_base - self._goal))
 
-    def success(self, distance: float) -> bool:
-        """Return whether `distance` [m] is within 4 cm."""
-        return distance <= SUCCESS_DISTANCE
-
-
-def scatter_cubes(arm: Arm, rng: np.random.Generator) -> None:
-    """Lay the cubes on the table at random places and yaws, apart from each other."""
-    placed: list[np.ndarray] = []
-    for name in franka.CUBES:
-        place = rng.uniform(TABLE_LOW, TABLE_HIGH)
-        while any(np.linalg.norm(place - other) < CUBE_SPACING for other in placed):
-            place = rng.uniform(TABLE_LOW, TABLE_HIGH)
-        placed.append(place)
-        half_yaw = rng.uniform(-np.pi / 4, np.pi / 4) / 2
-        orientation_wxyz = [np.cos(half_yaw), 0.0, 0.0, np.sin(half_yaw)]
-        arm.data.joint(name).qpos = [*place, franka.CUBE_HALF_SIZE, *orientation_wxyz]
+    def success(self, arm: Arm) -> bool:
+        """Return whether the tool centre point is within 2 cm of the goal."""
+        return self.distance(arm) <= SUCCESS_DISTANCE
 
 
 def _position(options: dict[str, Any], name: str) -> np.ndarray | None:

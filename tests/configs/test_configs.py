@@ -70,7 +70,7 @@ def test_every_choice_composes_and_builds_what_it_says(group: str, name: str) ->
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "planner"])
 def test_every_planner_says_how_the_controller_uses_it(name: str) -> None:
-    from worldmodel.evaluate import AXES, PlannerSettings
+    from worldmodel.closed_loop import AXES, PlannerSettings
 
     config = compose("evaluate", [f"planner={name}"])
     # The memory budget becomes the search's `chunk_size` before it gets there.
@@ -109,6 +109,7 @@ CALLS = {
 }
 ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
 ON_THE_WAY |= {"verify"}  # another thing to do than the rest is for
+ON_THE_WAY |= {"evaluate", "stages", "stage", "knobs"}  # settings of other verbs
 # Settings that the code has by another name.
 RENAMED = {
     "collect": {"out": "path"},
@@ -117,9 +118,15 @@ RENAMED = {
     "encode": {"data": "path", "encoder_checkpoint": "encoder", "latent_dtype": "dtype"},
     "pretrain": {"data": "path"},
     "train": {"data": "path", "encoder_checkpoint": "encoder"},
+    "demo": {"tasks": "task"},
 }
 OTHER_VALUES: dict[str, Any] = {
     "behaviours": {"scripted": 0.25, "noisy": 0.5, "explore": 0.125},
+    "variations": {"none": 0.5, "mild": 0.25},
+    "variation": "mild",
+    "precision": "float32",
+    "frames_in_memory": 123,
+    "steps": 7,
     "cameras": ["exterior", "wrist"],
     "backends": ["ray"],
     "backend": "ray",
@@ -164,7 +171,8 @@ def other_value(name: str, value: Any) -> Any:
 
 
 def as_override(name: str, value: Any) -> list[str]:
-    if name == "behaviours":  # an open mapping: replaced whole
+    if name in ("behaviours", "variations") or (name == "tasks" and isinstance(value, dict)):
+        # An open mapping: replaced whole.
         return [f"{name}={{{','.join(f'{key}:{item}' for key, item in value.items())}}}"]
     if isinstance(value, dict):
         return [f"{name}.{key}={item}" for key, item in value.items()]
@@ -207,6 +215,8 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
     }
     if isinstance(config.get("image_size"), int) or verb == "pretrain":
         settings["image_size"] = 96
+    if "tasks" in settings:
+        settings["tasks"] = {"lift": 0.5, "push": 0.25} if verb == "collect" else ["lift"]
     overrides = [word for name, value in settings.items() for word in as_override(name, value)]
     run = [f"run={tmp_path / 'run'}"] if "run" in config else []
     with pytest.raises(Called):
@@ -224,13 +234,14 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
         found = [plain(arguments[known]) for arguments in reached if known in arguments]
         if name == "latent_dtype":  # `dtype` is also the type of the stored model
             found += [plain(a["dtype"]) for a in reached if "dtype" in a]
+        if (verb, name) == ("demo", "tasks"):  # one call each
+            value = value[0]
         assert value in found, f"{name}: {found}"
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_schema_explains_itself(verb: str) -> None:
-    name = "EvaluateConfig" if verb == "demo" else f"{verb.capitalize()}Config"
-    assert getattr(schema, name).__doc__
+    assert getattr(schema, f"{verb.capitalize()}Config").__doc__
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_other_settings_do_not_mix_into_the_store(reference):
             _collect(reference.path, **changes)
 
 
+def test_tasks_and_variations_are_mixed_and_recorded(tmp_path):
+    halves = {"none": 0.5, "mild": 0.5}
+    mix = {"seed": 6, "tasks": {"lift": 0.5, "drawer_open": 0.5}, "variations": halves}
+    _collect(tmp_path, episodes=8, workers=1, behaviours={"play": 1.0}, **mix)
+    store = EpisodeStore(tmp_path)
+    seen = {(m.task, m.variation) for m in map(store.read_metadata, range(8))}
+    assert {task for task, _ in seen} == {"lift", "drawer_open"}
+    assert {variation for _, variation in seen} == {"none", "mild"}
+    with pytest.raises(ValueError, match="its (task|variation|behaviour|seed) is"):
+        _collect(tmp_path, episodes=8, behaviours={"play": 1.0}, tasks={"push": 1.0})
+
+
 def test_several_cameras_are_recorded_together(tmp_path):
     _collect(tmp_path, episodes=1, cameras=("exterior", "wrist"), workers=1)
     episode = EpisodeStore(tmp_path).read(0)
@@ -134,6 +146,9 @@ def test_arguments_out_of_range_are_named(tmp_path):
         ({"workers": -1}, "workers must be at least 1"),
         ({"cameras": ()}, "name at least one camera"),
         ({"behaviours": {"noisy": 0.0}}, "behaviour weights must be >= 0 with a positive sum"),
+        ({"tasks": {"lift": -1.0}}, "task weights must be >= 0"),
+        ({"tasks": {"lfit": 1.0}}, "unknown task 'lfit'; did you mean 'lift'"),
+        ({"variations": {"mildd": 1.0}}, "did you mean 'mild'"),
         ({"behaviours": {"noisi": 1.0}}, "unknown behaviour 'noisi'; did you mean 'noisy'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -27,11 +27,11 @@ def backend(request) -> str:
 
 @pytest.fixture
 def make_env() -> Iterator[Callable[..., gymnasium.Env]]:
-    """`worldmodel.envs.make` for reach, small and ray-cast unless told otherwise."""
+    """`worldmodel.envs.make`, of reach, small and ray-cast unless told otherwise."""
     made: list[gymnasium.Env] = []
 
-    def make(*, image_size=32, backend="ray", **settings) -> gymnasium.Env:
-        env = worldmodel.envs.make("reach", image_size=image_size, backend=backend, **settings)
+    def make(task="reach", *, image_size=32, backend="ray", **settings) -> gymnasium.Env:
+        env = worldmodel.envs.make(task, image_size=image_size, backend=backend, **settings)
         made.append(env)
         return env
 

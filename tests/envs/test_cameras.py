@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -69,6 +70,29 @@ def test_the_ray_renderer_shows_known_colours(arm):
     lamp = arm.data.light_xdir[0]
     light = 0.36 + 0.26 * arm.data.cam_xmat[camera][8] + 0.48 * -lamp[2] / np.linalg.norm(lamp)
     np.testing.assert_allclose(image[-1, 32], 255 * light * np.array([0.74, 0.63, 0.49]), atol=1.5)
+
+
+def test_the_ray_renderer_shows_the_mean_colour_of_a_texture():
+    model = mujoco.MjModel.from_xml_string("""
+      <mujoco>
+        <visual><headlight ambient="1 1 1" diffuse="0 0 0"/></visual>
+        <asset>
+          <texture name="t" type="2d" builtin="checker" width="64" height="64" rgb1="1 1 1"
+                   rgb2="0 0 1"/>
+          <material name="own" texture="t" rgba="0.4 0.8 1 1"/>
+        </asset>
+        <worldbody>
+          <camera name="above" pos="0 0 1"/>
+          <geom type="plane" size="5 5 1" material="own"/>
+        </worldbody>
+      </mujoco>
+    """)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = cameras.make_renderer(model, 8, 8, backend="ray")
+    np.testing.assert_allclose(renderer.render(data, "above")[4, 4], [51, 102, 255], atol=1)
+    model.geom_rgba[0] = [1, 0.5, 0.5, 1]  # a geom's own colour replaces its material's
+    np.testing.assert_allclose(renderer.render(data, "above")[4, 4], [128, 64, 128], atol=1)
 
 
 def test_the_whole_workspace_is_in_the_exterior_picture(arm):

@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 
 import worldmodel.envs
 from worldmodel.envs import franka
-from worldmodel.envs.franka_env import MAX_ACTION, FrankaEnv
+from worldmodel.envs.franka_env import HOLD_STEPS, MAX_ACTION, FrankaEnv
 from worldmodel.envs.tasks import reach
 from worldmodel.pose import action_between
 
@@ -83,7 +83,7 @@ def test_the_goal_image_is_what_the_camera_sees_at_the_goal(make_env, backend):
         before = np.abs(observation["image"].astype(float) - observation["goal_image"]).mean()
         observation, info = drive_to(env, observation, observation["goal_proprio"], steps=16)
         after = np.abs(observation["image"].astype(float) - observation["goal_image"]).mean()
-        assert info["success"] and info["distance"] < 2e-3
+        assert info["success"] and info["distance"] < 5e-3  # the expert errs a little too
         assert before > 3.0  # grey levels: the arm was elsewhere
         assert after < 0.8  # an edge here and there
 
@@ -92,8 +92,9 @@ def test_making_the_goal_image_leaves_the_episode_as_it_was(make_env):
     env = make_env().unwrapped
     env.reset(seed=3)
     reference = worldmodel.envs.control.Arm(franka.build_model())
-    task = reach.Reach()
-    task.reset(reference, np.random.default_rng(3), {})
+    rng = np.random.default_rng(3)
+    rng.integers(2**32)  # the variation's seed comes first
+    reach.Reach().reset(reference, rng, {})
     for name in ("qpos", "qvel", "ctrl", "act", "qacc_warmstart", "site_xpos"):
         np.testing.assert_array_equal(
             getattr(env._arm.data, name), getattr(reference.data, name), err_msg=name
@@ -107,7 +108,7 @@ def test_cubes_lie_still_apart_and_the_same_in_goal_and_scene(make_env):
         before = env.cube_pos_base
         for name, place in before.items():
             assert place[2] == pytest.approx(franka.CUBE_HALF_SIZE, abs=1e-3)
-            np.testing.assert_array_equal(place, env._goal_arm.data.body(name).xpos)
+            np.testing.assert_allclose(place, env._goal_arm.data.body(name).xpos, atol=1e-4)
         env.step(ZERO)
         after = env.cube_pos_base
         assert all(np.linalg.norm(after[name] - before[name]) < 1e-3 for name in before)
@@ -132,8 +133,8 @@ def test_info_says_distance_success_and_simulated_time(make_env):
         observation, reward, terminated, _, info = env.step(env.action_space.sample())
         offset = observation["proprio"][:3] - observation["goal_proprio"][:3]
         assert info["timestamp"] == pytest.approx(0.25 * step)
-        assert info["distance"] == pytest.approx(np.linalg.norm(offset), abs=1e-3)
-        assert info["success"] == (info["distance"] <= 0.04)
+        assert info["distance"] == pytest.approx(np.linalg.norm(offset), abs=5e-3)
+        assert not info["success"]
         assert reward == -info["distance"] and not terminated
 
 
@@ -143,14 +144,74 @@ def test_episodes_are_truncated_at_the_step_limit(make_env):
     assert [env.step(ZERO)[3] for _ in range(2)] == [False, True]
 
 
-def test_success_ends_the_episode_only_on_request():
+def test_success_must_be_held_and_ends_the_episode_only_on_request():
     for wish in (False, True):
         env = FrankaEnv(backend="ray", image_size=16, terminate_on_success=wish)
-        near = {"start_position": [0.45, 0, 0.3], "goal_position": [0.45, 0, 0.31]}
+        near = {"start_position": [0.45, 0, 0.3], "goal_position": [0.45, 0, 0.33]}
         env.reset(seed=0, options=near)
-        _, _, terminated, _, info = env.step(ZERO)
+        towards = np.array([0, 0, 0.03, 0, 0, 0, 0])
+        steps = [env.step(towards)] + [env.step(ZERO) for _ in range(HOLD_STEPS - 1)]
+        assert all(info["distance"] < 0.01 for *_, info in steps)
+        assert [info["success"] for *_, info in steps] == [False, False, True]
+        assert [terminated for _, _, terminated, _, _ in steps] == [False, False, wish]
+        *_, info = env.step(np.array([0.05, 0, 0, 0, 0, 0, 0]))
+        assert not info["success"]  # it does not count once it is left
         env.close()
-        assert info["success"] and terminated is wish
+
+
+def test_a_start_that_is_solved_already_is_drawn_again_and_refused_if_fixed(make_env):
+    env = make_env()
+    for seed in range(30):
+        _, info = env.reset(seed=seed, options={"start_distance": (0.0, 0.04)})
+        assert info["distance"] > reach.SUCCESS_DISTANCE
+    assert env.unwrapped.goal_rejections > 0
+    solved = {"start_position": [0.45, 0, 0.3], "goal_position": [0.45, 0, 0.31]}
+    with pytest.raises(RuntimeError, match="solved already"):
+        env.reset(seed=0, options=solved)
+
+
+def test_subgoals_are_what_the_expert_sees_and_the_last_is_the_goal(make_env):
+    env = make_env("lift").unwrapped
+    observation, _ = env.reset(seed=1)
+    assert [goal.name for goal in env.subgoals] == ["above", "around", "grasp", "lift"]
+    np.testing.assert_array_equal(env.subgoals[-1].image, observation["goal_image"])
+    np.testing.assert_array_equal(env.subgoals[-1].proprio, observation["goal_proprio"])
+    heights = [goal.proprio[2] for goal in env.subgoals]
+    assert heights[0] > 0.1 and heights[1] < 0.04 and heights[2] < 0.04 and heights[3] > 0.1
+    assert [goal.proprio[6] > 0.2 for goal in env.subgoals] == [False, False, True, True]
+    assert env.features()[[6, 9, 12]].max() < 0.03  # the scene itself was not touched
+
+
+def test_imagining_leaves_the_scene_and_foresees_it_exactly(make_env):
+    env = make_env("push").unwrapped
+    env.reset(seed=2)
+    rng = np.random.default_rng(0)
+    plans = rng.uniform(-MAX_ACTION, MAX_ACTION, (3, 4, 7))
+    before = env.features()
+    imagined = env.imagine(plans)
+    np.testing.assert_array_equal(env.features(), before)
+    for action in plans[1]:
+        env.step(action)
+    np.testing.assert_allclose(env.features(), imagined[1], atol=1e-12)
+
+
+def test_without_a_demonstration_the_scene_is_the_same(make_env):
+    env = make_env("stack").unwrapped
+    with_goal, _ = env.reset(seed=4)
+    without, _ = env.reset(seed=4, options={"demonstrate": False})
+    np.testing.assert_array_equal(with_goal["image"], without["image"])
+    assert [goal.name for goal in env.subgoals] == ["start"]
+
+
+def test_a_variation_changes_the_picture_and_not_the_placement(make_env):
+    plain, varied = make_env().unwrapped, make_env(variation="strong").unwrapped
+    plain_image = plain.reset(seed=5)[0]["image"]
+    image = varied.reset(seed=5)[0]["image"]
+    assert np.abs(plain_image.astype(int) - image).mean() > 5
+    for name, place in plain.cube_pos_base.items():
+        np.testing.assert_allclose(place[:2], varied.cube_pos_base[name][:2], atol=5e-3)
+    with pytest.raises(ValueError, match="did you mean 'mild'"):
+        FrankaEnv(variation="mildd")
 
 
 def test_an_action_beyond_the_bounds_counts_as_the_bound(make_env):

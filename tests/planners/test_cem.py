@@ -5,9 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel.planners import CEM, ActionBounds, LatentL1Energy, random_shooting
+from worldmodel.planners import (
+    CEM,
+    ActionBounds,
+    ActionPenalty,
+    LatentEnergy,
+    WeightedSum,
+    random_shooting,
+)
 from worldmodel.planners.cem import correlate
-from worldmodel.pose import integrate
+from worldmodel.pose import action_between, integrate
 
 
 def solve(planner, world, toy, target, *, bounds=None, seed=0, start=None, **arguments):
@@ -24,7 +31,7 @@ def solve(planner, world, toy, target, *, bounds=None, seed=0, start=None, **arg
 
 
 def cem(**changes):
-    return CEM(cost=LatentL1Energy(), **changes)
+    return CEM(cost=LatentEnergy(), **changes)
 
 
 def long_cem(**changes):
@@ -117,9 +124,9 @@ def test_never_leaves_the_bounds(toy, low, width, offset, returns, first_iterati
     bounds = ActionBounds(low=low, high=low + torch.tensor(width))
     seen = []
 
-    def record(latents, actions, goal):
+    def record(latents, actions, goal, now):
         seen.append(actions)
-        return LatentL1Energy()(latents, actions, goal)
+        return LatentEnergy()(latents, actions, goal, now)
 
     planner = CEM(
         cost=record,
@@ -136,7 +143,7 @@ def test_never_leaves_the_bounds(toy, low, width, offset, returns, first_iterati
     plan = solve(
         planner, toy.mixed, toy, toy.start + offset, bounds=bounds, seed=seed, warm_start=warm_start
     )
-    for actions in [plan.actions, *seen]:
+    for actions in [plan.actions, *seen[:-1]]:  # the last has staying put, which is no plan
         assert (actions >= bounds.low).all() and (actions <= bounds.high).all()
 
 
@@ -159,23 +166,23 @@ def test_axes_with_equal_bounds_stay_at_their_value(toy):
 def test_a_uniform_first_iteration_covers_the_bounds_evenly(toy):
     seen = []
 
-    def record(latents, actions, goal):
+    def record(latents, actions, goal, now):
         seen.append(actions)
-        return LatentL1Energy()(latents, actions, goal)
+        return LatentEnergy()(latents, actions, goal, now)
 
     planner = CEM(
         cost=record, num_samples=50, num_samples_first=4000, num_iterations=2,
         first_iteration="uniform", initial_std=0.01,
     )  # fmt: skip
     plan = solve(planner, toy.mixed, toy, toy.start + 0.05)
-    first, second, final = seen
-    assert [len(actions[0]) for actions in seen] == [4000, 50, 1]
+    first = seen[0]
+    assert [len(actions[0]) for actions in seen] == [4000, 50, 2]  # staying put, the mean
     unit = (first[0, :, 0] - toy.bounds.low) / (toy.bounds.high - toy.bounds.low)  # (S, A)
     quarters = torch.stack(
         [((unit >= q / 4) & (unit < (q + 1) / 4)).float().mean(0) for q in range(4)]
     )
     assert (quarters - 0.25).abs().max() < 0.03
-    assert plan.evaluations == 4051
+    assert plan.evaluations == 4052
 
 
 # --- Reproducible, monotone, warm ---------------------------------------------------------------
@@ -241,7 +248,7 @@ def test_chunks_change_the_batch_size_and_nothing_else(toy):
     whole = solve(cem(num_samples=25), toy.mixed, toy, toy.start + 0.05)
     chunked = solve(cem(num_samples=25, chunk_size=10), world, toy, toy.start + 0.05)
     torch.testing.assert_close(chunked.actions, whole.actions)
-    assert sizes[:3] == [10, 10, 5] and chunked.evaluations == whole.evaluations == 6 * 25 + 1
+    assert sizes[:3] == [10, 10, 5] and chunked.evaluations == whole.evaluations == 6 * 25 + 2
 
 
 # --- Deadline -----------------------------------------------------------------------------------
@@ -253,7 +260,7 @@ def test_stops_before_an_iteration_that_would_end_after_the_deadline(toy):
     planner = cem(num_samples=100, num_iterations=10, clock=clock)
     plan = solve(planner, world, toy, toy.start, deadline_ms=350)
     assert plan.iterations == 3 and plan.deadline_hit
-    assert plan.elapsed_ms == pytest.approx(301) and plan.cost_history.shape == (3, 1)
+    assert plan.elapsed_ms == pytest.approx(302) and plan.cost_history.shape == (3, 1)
 
 
 def test_a_larger_first_iteration_does_not_make_the_next_look_slow(toy):
@@ -276,7 +283,7 @@ def test_a_generous_deadline_is_not_hit(toy):
     clock = FakeClock(seconds_per_plan=0.001)
     world = toy.LinearWorld(toy.mixed.matrix, on_rollout=clock.on_rollout)
     planner = cem(num_samples=100, num_iterations=3, clock=clock)
-    plan = solve(planner, world, toy, toy.start, deadline_ms=302)
+    plan = solve(planner, world, toy, toy.start, deadline_ms=303)
     assert plan.iterations == 3 and not plan.deadline_hit
 
 
@@ -284,8 +291,8 @@ def test_a_generous_deadline_is_not_hit(toy):
 
 
 def test_a_nan_cost_is_an_error_and_not_a_bad_rank(toy):
-    def broken(latents, actions, goal):
-        cost = LatentL1Energy()(latents, actions, goal)
+    def broken(latents, actions, goal, now):
+        cost = LatentEnergy()(latents, actions, goal, now)
         cost[:, 3] = math.nan
         return cost
 
@@ -321,10 +328,10 @@ def test_a_setting_with_too_few_axes_is_refused(toy):
 
 def test_random_shooting_takes_the_best_of_uniform_plans(toy):
     target = toy.start + torch.tensor([[0.05, 0, 0, 0, 0, 0, 0]])
-    shooting = random_shooting(cost=LatentL1Energy(), num_samples=500)
+    shooting = random_shooting(cost=LatentEnergy(), num_samples=500)
     plan = solve(shooting, toy.mixed, toy, target)
     searched = solve(cem(num_samples=83), toy.mixed, toy, target)
-    assert plan.iterations == 1 and plan.evaluations == 500
+    assert plan.iterations == 1 and plan.evaluations == 502
     assert plan.cost.item() == plan.cost_history[0, 0].item()
     assert searched.cost.item() < plan.cost.item()  # the same effort, spent with a plan
 
@@ -443,3 +450,192 @@ def test_does_not_hold_where_the_bounds_forbid_standing_still(toy):
     )
     plan = solve(cem(hold=True), toy.separable, toy, toy.start, bounds=bounds)
     assert (plan.actions[..., 0] >= 0.02).all()
+
+
+# --- Proposals ------------------------------------------------------------------------------------
+
+
+def guessing(toy, error):
+    """The mixed world with a method `propose`: the right action plus `error` (7,)."""
+
+    class Guessing(toy.LinearWorld):
+        def propose(self, latents, proprio, goal):
+            torch.testing.assert_close(latents, self.latents_of(proprio))
+            target = goal.flatten(1) @ torch.linalg.pinv(self.matrix)
+            return action_between(proprio, target) + error
+
+    return Guessing(toy.mixed.matrix)
+
+
+def recording(seen):
+    def cost(latents, actions, goal, now):
+        seen.append(actions)
+        return LatentEnergy()(latents, actions, goal, now)
+
+    return cost
+
+
+ACTION = torch.tensor([[0.05, -0.06, 0.03, 0.02, -0.1, 0.05, 0.2]])
+
+
+def test_proposals_are_the_last_of_the_first_samples_and_lie_around_the_proposal(toy):
+    seen = []
+    planner = CEM(
+        cost=recording(seen), horizon=2, num_samples=64, num_samples_first=500, num_elites=4,
+        num_iterations=2, first_iteration="uniform", num_proposals=400, proposal_std=0.05,
+    )  # fmt: skip
+    error = torch.tensor([0.0, 0, 0, 0, 0, 0, 1.0])  # proposes a gripper change out of bounds
+    solve(planner, guessing(toy, error), toy, integrate(toy.start, ACTION))
+    first, second = seen[0][0], seen[1][0]
+    assert len(first) == 500 and len(second) == 64
+    expected = (ACTION / 2).expand(2, -1).clone()
+    expected[:, 6] = 0.4  # the bound
+    torch.testing.assert_close(first[100], expected, atol=1e-4, rtol=0)
+    proposed = first[100:, :, :6]
+    torch.testing.assert_close(proposed.mean(0), expected[:, :6], atol=3e-3, rtol=0)
+    std = 0.05 * toy.bounds.high[:6]
+    torch.testing.assert_close(proposed.std(0), std.expand(2, -1), atol=0.0, rtol=0.15)
+    assert first[:100, :, 0].std() > 0.5 * toy.bounds.high[0]  # the others are as configured
+
+
+def test_a_warm_start_competes_beside_proposals(toy):
+    seen = []
+    planner = CEM(cost=recording(seen), num_samples=8, num_elites=2, num_proposals=7)
+    warm_start = torch.full((1, 1, 7), 0.033)
+    solve(planner, guessing(toy, torch.zeros(7)), toy, toy.start, warm_start=warm_start)
+    torch.testing.assert_close(seen[0][:, 0], warm_start)
+
+
+def test_with_a_good_guess_a_quarter_of_the_samples_finds_a_better_plan(toy):
+    world, bounds = guessing(toy, torch.full((7,), 0.005)), ActionBounds.symmetric([0.3] * 7)
+    generator = torch.Generator().manual_seed(1)
+    wins = 0
+    for seed in range(10):
+        action = 0.25 * (2 * torch.rand(1, 7, generator=generator) - 1)
+        target = integrate(toy.start, action)
+        arguments = {"bounds": bounds, "seed": seed}
+        plain = solve(cem(num_samples=128, num_elites=8), world, toy, target, **arguments)
+        guided = solve(
+            cem(num_samples=32, num_elites=8, num_proposals=16), world, toy, target, **arguments
+        )
+        wins += guided.cost.item() < plain.cost.item()
+    assert wins >= 9
+
+
+def test_a_bad_guess_does_not_spoil_the_search(toy):
+    world = guessing(toy, torch.tensor([-0.12, 0.12, -0.1, 0, 0, 0, 0]))
+    target = integrate(toy.start, ACTION)
+    plain = solve(cem(), toy.mixed, toy, target)
+    misled = solve(cem(num_proposals=32), world, toy, target)
+    assert misled.cost.item() < 1.5 * plain.cost.item()
+
+
+def test_proposals_of_a_world_that_makes_none_are_refused(toy):
+    with pytest.raises(TypeError, match="LinearWorld has no method propose.*num_proposals to 0"):
+        solve(cem(num_proposals=4), toy.mixed, toy, toy.start)
+    with pytest.raises(ValueError, match="num_proposals must be between 0 and 255, got 256"):
+        cem(num_proposals=256)
+    broken = guessing(toy, torch.full((7,), math.nan))
+    with pytest.raises(ValueError, match="proposed action contains NaN"):
+        solve(cem(num_proposals=4), broken, toy, toy.start)
+
+
+# --- A generator for every problem ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_iteration", ["normal", "uniform"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_problem_is_solved_in_a_batch_as_alone_when_it_has_its_own_generator(
+    toy, first_iteration, covariance
+):
+    world = guessing(toy, torch.full((7,), 0.02))
+    planner = cem(
+        first_iteration=first_iteration, covariance=covariance, horizon=2, num_proposals=5
+    )
+    start = toy.start + torch.linspace(0, 0.1, 3)[:, None]
+    target = start + torch.tensor([[0.04], [-0.03], [0.06]])
+
+    def solved(rows):
+        return planner.plan(
+            world,
+            toy.observation_of(world, start[rows]),
+            world.latents_of(target[rows]),
+            bounds=toy.bounds,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(3)[rows]],
+        )
+
+    together = solved(slice(0, 3))
+    for i in range(3):
+        alone = solved(slice(i, i + 1))
+        # Not bit for bit: a matrix product on a batch rounds otherwise than on one problem.
+        torch.testing.assert_close(together.problem(i).actions, alone.actions, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            together.problem(i).cost_history, alone.cost_history, atol=1e-5, rtol=0
+        )
+
+
+def test_a_list_of_one_generator_is_that_generator(toy):
+    target = toy.start + 0.05
+    single = solve(cem(), toy.mixed, toy, target, seed=3)
+    listed = cem().plan(
+        toy.mixed,
+        toy.observation_of(toy.mixed, toy.start),
+        toy.mixed.latents_of(target),
+        bounds=toy.bounds,
+        generator=[torch.Generator().manual_seed(3)],
+    )
+    assert torch.equal(single.actions, listed.actions)
+
+
+def test_too_few_generators_are_refused(toy):
+    with pytest.raises(ValueError, match="batch of 1 problems needs one generator or 1, got 2"):
+        cem().plan(
+            toy.mixed,
+            toy.observation_of(toy.mixed, toy.start),
+            toy.mixed.latents_of(toy.start),
+            bounds=toy.bounds,
+            generator=[torch.Generator(), torch.Generator()],
+        )
+
+
+# --- What a plan says, and precision --------------------------------------------------------------
+
+
+def test_the_gain_compares_the_plan_with_staying_put_as_imagined(toy):
+    # Imagination errs everywhere by as much as the goal is away, so the camera's picture beats it.
+    bias = 0.1
+    target = toy.start + torch.tensor([[0.05, -0.05, 0.05, 0, 0, 0, 0]])
+    for hold in (False, True):
+        plan = cem(horizon=2, hold=hold).plan(
+            BiasedWorld(toy.mixed, bias=bias),
+            toy.observation_of(toy.mixed, toy.start),
+            toy.mixed.latents_of(target),
+            bounds=toy.bounds,
+            generator=torch.Generator().manual_seed(0),
+        )
+        staying = (toy.mixed.latents_of(toy.start) + bias - toy.mixed.latents_of(target)).abs()
+        if not hold:
+            torch.testing.assert_close(plan.gain, 1 - plan.cost / staying.mean((1, 2)))
+        assert plan.gain.item() > 0.2
+    there = solve(cem(num_iterations=2), toy.mixed, toy, toy.start)
+    assert there.gain.item() < 0  # nothing beats standing at the goal
+
+
+def test_the_search_keeps_single_precision_when_the_world_imagines_in_bfloat16(toy):
+    class Exact(toy.LinearWorld):
+        def latents_of(self, proprio):
+            with torch.autocast("cpu", enabled=False):
+                return super().latents_of(proprio)
+
+        def rollout(self, latents, proprio, actions):
+            with torch.autocast("cpu", enabled=False):
+                return super().rollout(latents, proprio, actions)
+
+    penalty = ActionPenalty(weight=0.01, scale=0.1)
+    cost = WeightedSum(costs=[LatentEnergy(), penalty], weights=[1.0, 0.3])
+    planner = CEM(cost=cost, covariance="full", horizon=2, num_samples=64)
+    world, target = Exact(toy.mixed.matrix), toy.start + 0.05
+    expected = solve(planner, world, toy, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plan = solve(planner, world, toy, target)
+    assert torch.equal(plan.actions, expected.actions) and torch.equal(plan.cost, expected.cost)

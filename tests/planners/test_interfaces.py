@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldmodel.planners import CEM, ActionBounds, Cost, LatentL1Energy, Observation, Planner
+from worldmodel.planners import CEM, ActionBounds, Cost, LatentEnergy, Observation, Planner
 from worldmodel.planners import WorldModel as WorldModelProtocol
 
 
@@ -16,8 +16,8 @@ def make_observation(**changes):
 
 def test_the_toy_world_the_cem_and_the_energy_satisfy_their_protocols(toy):
     assert isinstance(toy.mixed, WorldModelProtocol)
-    assert isinstance(CEM(cost=LatentL1Energy()), Planner)
-    assert isinstance(LatentL1Energy(), Cost)
+    assert isinstance(CEM(cost=LatentEnergy()), Planner)
+    assert isinstance(LatentEnergy(), Cost)
 
 
 @pytest.mark.usefixtures("without_shape_checks")

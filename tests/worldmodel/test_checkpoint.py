@@ -7,6 +7,7 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA
 
 
@@ -80,6 +81,27 @@ def test_saving_again_replaces_the_checkpoint(make_world, make_motion, tmp_path:
     checkpoint.save(make_world(seed=5), tmp_path, provenance={})
     expected = outputs(make_world(seed=5), make_motion)
     assert torch.equal(outputs(checkpoint.load(tmp_path), make_motion), expected)
+
+
+def test_inverse_dynamics_come_back_and_a_world_without_says_nothing_of_them(
+    make_world, tmp_path: Path
+) -> None:
+    world = make_world(merge=2)
+    checkpoint.save(world, tmp_path / "without", provenance={})
+    config = json.loads((tmp_path / "without" / "config.json").read_text())
+    assert "inverse" not in config and "inverse" not in config["jepa"]  # as older programs read it
+    assert checkpoint.load(tmp_path / "without").inverse is None
+
+    world.inverse = InverseDynamics(latent_dim=96, num_tokens=4, hidden_dim=20, num_hidden=1)
+    world.inverse.action_std.fill_(0.3)
+    checkpoint.save(world, tmp_path / "with", provenance={})
+    loaded = checkpoint.load(tmp_path / "with")
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 2, 4, 96, generator=generator)
+    proprio = torch.rand(2, 7, generator=generator)
+    with torch.inference_mode():
+        assert torch.equal(loaded.propose(z[0], proprio, z[1]), world.propose(z[0], proprio, z[1]))
+    assert checkpoint.load_encoder(tmp_path / "with")[1] == 32
 
 
 @pytest.mark.parametrize("missing", ["config.json", "weights.safetensors"])

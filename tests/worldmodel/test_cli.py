@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from worldmodel.cli import VERBS, compose, main
+from worldmodel.verbs import RUNNERS
 
 TINY = [
     "episodes=1",
@@ -20,6 +21,7 @@ TINY = [
     "planner.search.num_iterations=1",
 ]
 TINY_PLAN = [word for word in TINY if not word.startswith(("episodes", "videos"))]
+TINY += ["num_envs=1", "workers=1", "oracle_episodes=0", "latency_episodes=1"]
 
 
 @pytest.fixture
@@ -148,10 +150,10 @@ def test_where_there_is_no_opengl_the_other_renderer_is_named(
 
 
 def test_a_stopped_program_says_how_to_go_on(monkeypatch, capsys) -> None:
-    def interrupt(config: object) -> None:
+    def interrupt(config: object, *, call: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("worldmodel.verbs._collect", interrupt)
+    monkeypatch.setitem(RUNNERS, "collect", interrupt)
     assert main(["collect"]) == 130
     assert "the same command goes on where it was" in capsys.readouterr().err
 
@@ -163,8 +165,8 @@ def test_an_evaluation_prints_where_it_writes_and_ends_with_the_success_count(
     assert main(["evaluate", f"checkpoint={world_checkpoint}", f"run={run}", *TINY]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == f"writing to {run}"
-    assert re.fullmatch(r"reached \d of 1 goal images", lines[-1])
-    assert any(line.startswith("do_nothing") for line in lines)
+    assert re.fullmatch(r"reach: solved \d of 1", lines[-1])
+    assert any(line.startswith("| do nothing") for line in lines)
     assert f"report: {run / 'report.html'}" in lines
     assert (run / "report.html").is_file() and (run / "config.yaml").is_file()
 
@@ -180,13 +182,19 @@ def test_with_json_standard_output_is_one_json_object(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([verb, f"checkpoint={world_checkpoint}", "--json", *TINY]) == 0
-    numbers = json.loads(capsys.readouterr().out)
-    assert 0 <= numbers["success_rate"] <= 1
-    assert 0 <= numbers["baselines"]["random"]["success_rate"] <= 1
-    assert 0 < numbers["plan_ms"]["p50"] <= numbers["plan_ms"]["p95"]
+    out = json.loads(capsys.readouterr().out)
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.endswith(f"-{verb}")
-    assert json.loads((run / "metrics.json").read_text()) == numbers
+    folders = [run] if verb == "evaluate" else [run / "reach", run / "pick_and_place"]
+    for numbers, folder in zip([out] if verb == "evaluate" else out, folders, strict=True):
+        assert [row["policy"] for row in numbers["rows"]] == [
+            "planner", "expert", "random", "do_nothing",
+        ]  # fmt: skip
+        assert all(0 <= row["success_rate"] <= 1 for row in numbers["rows"])
+        times = numbers["rows"][0]["plan_ms"]
+        assert 0 < times["p50"] <= times["p95"]
+        assert numbers["command"].startswith(f"worldmodel {verb} checkpoint=")
+        assert json.loads((folder / "metrics.json").read_text()) == numbers
 
 
 def test_a_plan_shows_every_step_and_leaves_a_video(
@@ -270,15 +278,15 @@ def test_paths_need_no_quotes_of_hydras(tmp_path: Path, capsys, monkeypatch) -> 
 
 def test_a_memory_budget_becomes_the_number_of_plans_at_once() -> None:
     from worldmodel import load_default
-    from worldmodel.verbs import _planner
+    from worldmodel.verbs.planning import planner_settings
 
     world = load_default()
     overrides = ["planner.memory_mib=2", "planner.search.horizon=3", "planner.num_context=2"]
     config = compose("evaluate", overrides)
-    search = _planner(config, world).search
+    search = planner_settings(config, world).search
     assert search.chunk_size == world.plans_within(2, steps=4)
     assert 1 <= search.chunk_size < world.plans_within(20, steps=4)
-    assert _planner(compose("evaluate", []), world).search.chunk_size is None
+    assert planner_settings(compose("evaluate", []), world).search.chunk_size is None
 
 
 def test_models_are_listed_and_a_file_is_described(capsys, tmp_path: Path) -> None:

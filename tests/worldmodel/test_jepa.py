@@ -6,6 +6,7 @@ from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
 from worldmodel.images import fit_frames
+from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA, encode_frames, normalise_rgb
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.pose import integrate
@@ -164,6 +165,58 @@ def test_camera_poses_reach_every_step_of_a_rollout(make_world, make_motion) -> 
     plans = actions[:, None].expand(-1, 3, -1, -1)
     many = world.rollout(latents, proprio[:, :2], plans, cameras)
     torch.testing.assert_close(many[:, 2], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("standardise", [False, True])
+def test_under_autocast_latents_are_float32_and_nearly_the_same(
+    make_world, make_motion, standardise: bool
+) -> None:
+    world, (proprio, actions) = make_world(standardise=standardise), make_motion(2, 3)
+    frames = frames_of(2, 1)
+
+    def outputs() -> list[Tensor]:
+        latents = world.encode(frames)
+        imagined = world.rollout(latents, proprio[:, :1], actions)
+        return [latents, world.predict(latents, proprio[:, :1], actions[:, :1]), imagined]
+
+    exact = outputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = outputs()
+    for a, b in zip(lower, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert 0 < float((a - b).norm() / b.norm()) < 0.03
+
+
+@torch.inference_mode()
+def test_under_autocast_poses_are_integrated_exactly(make_world, make_motion, monkeypatch) -> None:
+    """Rounded to bfloat16, a rotation would be off by a quarter of a degree."""
+    world, (proprio, actions) = make_world(), make_motion(2, 3)
+    seen: list[Tensor] = []
+    world.predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        world.rollout(world.encode(frames_of(2, 1)), proprio[:, :1], actions)
+    torch.testing.assert_close(torch.cat(seen, dim=1), proprio, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_proposals_are_read_from_the_frame_to_the_goal(make_world, make_motion) -> None:
+    world, (proprio, _) = make_world(), make_motion(2, 1)
+    now, goal = world.encode(frames_of(2, 2)).unbind(1)
+    with pytest.raises(ValueError, match="train it with inverse_weight above 0"):
+        world.propose(now, proprio[:, 0], goal)
+    world.inverse = InverseDynamics(latent_dim=24, num_tokens=16)
+    proposed = world.propose(now, proprio[:, 0], goal)
+    assert proposed.shape == (2, 7)
+    assert torch.equal(proposed, world.inverse(now, goal, proprio[:, 0]))
+    assert not torch.equal(proposed, world.propose(goal, proprio[:, 0], now))
+
+
+def test_an_inverse_model_of_another_size_is_refused(make_encoder, make_predictor) -> None:
+    inverse = InverseDynamics(latent_dim=24, num_tokens=4)
+    message = "takes 16 tokens of size 24 a frame, but the inverse model 4 of size 24"
+    with pytest.raises(ValueError, match=message):
+        JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=32, inverse=inverse)
 
 
 def test_a_jepa_is_what_planners_call_a_world_model(make_world) -> None:

@@ -14,7 +14,16 @@ from worldmodel.pretrain import Clips, PretrainResult, View, pretrain, to_clip, 
 from worldmodel.training import Schedule
 
 
-def run_pretrain(data: Path, run: Path, *, schedule: Schedule, seed: int = 0) -> PretrainResult:
+def run_pretrain(
+    data: Path,
+    run: Path,
+    *,
+    schedule: Schedule,
+    seed: int = 0,
+    masked_weight: float = 1.0,
+    inverse_weight: float = 0.0,
+    frames_in_memory: int | None = None,
+) -> PretrainResult:
     run.mkdir(exist_ok=True)
     return pretrain(
         build_encoder=partial(VideoEncoder, patch_size=4, embed_dim=24, depth=2, num_heads=2),
@@ -36,7 +45,15 @@ def run_pretrain(data: Path, run: Path, *, schedule: Schedule, seed: int = 0) ->
         device="cpu",
         log_every=1,
         save_every=3,
+        masked_weight=masked_weight,
+        inverse_weight=inverse_weight,
+        inverse_max_gap=4,
+        frames_in_memory=frames_in_memory,
+        precision="float32",
     )
+
+
+run_both = partial(run_pretrain, inverse_weight=0.5)
 
 
 SIX_STEPS = Schedule(name="cosine", peak=1e-3, steps=6, warmup_steps=2)
@@ -61,6 +78,7 @@ def test_a_run_leaves_an_encoder_curves_and_metrics(finished: Path, spot_store: 
     provenance = checkpoint.read_config(finished / "encoder", kind="encoder")["provenance"]
     assert provenance["steps"] == 6
     assert 0 < provenance["probe_error_cm"] < 100
+    assert 0 <= provenance["probe_gripper_error"] < 0.01  # it never moves
     assert provenance["frames"] == 13 * provenance["episodes"] < 13 * len(EpisodeStore(spot_store))
 
 
@@ -75,6 +93,90 @@ def test_a_run_killed_and_resumed_has_the_same_curve_and_the_same_weights(
     run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS)
     for file in ("metrics.jsonl", "encoder/weights.safetensors", "encoder/config.json"):
         assert (tmp_path / file).read_bytes() == (finished / file).read_bytes(), file
+
+
+def test_a_run_with_inverse_dynamics_killed_and_resumed_is_the_same_too(
+    spot_store: Path, killed_at_step_six, tmp_path: Path
+) -> None:
+    run_both(spot_store, tmp_path / "whole", schedule=SIX_STEPS)
+    killed_at_step_six("test_pretrain", "run_both", spot_store, tmp_path / "killed")
+    run_both(spot_store, tmp_path / "killed", schedule=SIX_STEPS)
+    for file in ("metrics.jsonl", "encoder/weights.safetensors", "encoder/config.json"):
+        whole, killed = (tmp_path / name / file for name in ("whole", "killed"))
+        assert killed.read_bytes() == whole.read_bytes(), file
+    line = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
+    parts = line["loss_hidden"] + 0.5 * line["loss_context"] + 0.5 * line["loss_inverse"]
+    assert line["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_inverse_dynamics_alone_teaches_the_encoder_where_the_hand_is(
+    spot_store: Path, tmp_path: Path
+) -> None:
+    """The spot's place is what tells the action; 50 steps halve the loss of reading it."""
+    schedule = Schedule(name="cosine", peak=3e-3, steps=50, warmup_steps=5)
+    run_pretrain(spot_store, tmp_path, schedule=schedule, masked_weight=0, inverse_weight=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss_inverse"] for line in lines]
+    assert "loss_hidden" not in lines[0]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_no_steps_leave_an_encoder_with_its_first_weights(spot_store: Path, tmp_path: Path) -> None:
+    none = Schedule(name="cosine", peak=1e-3, steps=0, warmup_steps=0)
+    result = run_pretrain(spot_store, tmp_path, schedule=none, masked_weight=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = VideoEncoder(patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    encoder, _ = checkpoint.load_encoder(result.encoder)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    assert np.isnan(result.loss) and result.probe_error_cm > 0 and result.probe_gripper_error >= 0
+
+
+def test_steps_without_an_objective_are_refused(spot_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="masked_weight and inverse_weight are both 0"):
+        run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS, masked_weight=0)
+
+
+def test_memory_holds_as_many_frames_as_allowed_of_random_episodes(spot_store: Path) -> None:
+    view, ids = View(open_source(spot_store), "exterior"), list(range(30))
+    few = Clips(view, ids, clip_frames=1, frames_in_memory=40, seed=1)
+    assert [len(frames) for frames in few.frames] == [13] * 4  # the fourth passes 40
+    again = Clips(view, ids, clip_frames=1, frames_in_memory=40, seed=1)
+    other = Clips(view, ids, clip_frames=1, frames_in_memory=40, seed=2)
+    assert all((a == b).all() for a, b in zip(few.frames, again.frames, strict=True))
+    assert any((a != b).any() for a, b in zip(few.frames, other.frames, strict=True))
+    assert Clips(view, ids, clip_frames=1, frames_in_memory=10_000).num_frames == 30 * 13
+
+
+def test_what_was_left_out_of_memory_is_told(spot_store: Path, tmp_path: Path) -> None:
+    result = run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS, frames_in_memory=40)
+    provenance = checkpoint.read_config(result.encoder)["provenance"]
+    assert (result.episodes, result.frames) == (4, 52)
+    assert (provenance["episodes"], provenance["frames"]) == (4, 52)
+    assert provenance["episodes_left_out"] == result.episodes_left_out > 10
+
+
+def test_pairs_are_of_one_episode_in_order_and_no_further_apart_than_allowed(
+    spot_store: Path,
+) -> None:
+    store, view = EpisodeStore(spot_store), View(open_source(spot_store), "exterior")
+    clips = Clips(view, [3, 5], clip_frames=1, max_gap=4)
+    frames, proprio = clips.sample_pairs(np.random.default_rng(0), 60)
+    gaps = set()
+    for pair, states in zip(frames.numpy(), proprio.numpy(), strict=True):
+        places = [
+            (i, np.flatnonzero((store.read(i).proprio == state).all(-1))[0])
+            for state in states
+            for i in (3, 5)
+            if (store.read(i).proprio == state).all(-1).any()
+        ]
+        (first, row), (second, later) = places
+        assert first == second
+        gaps.add(int(later - row))
+        shown = store.read_frames(first, "exterior")
+        assert (shown[[row, later]] == pair).all()
+    assert gaps == {1, 2, 3, 4}
 
 
 def test_another_seed_gives_another_run(finished: Path, spot_store: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from worldmodel.data.video_frames import VideoFrames
@@ -19,7 +21,8 @@ from worldmodel.report import (
     write_report,
     write_video,
 )
-from worldmodel.results import EpisodeResult, Evaluation, PolicyResult
+from worldmodel.results import EpisodeResult, Evaluation, PolicyResult, Switch
+from worldmodel.video import draw_steps, split_curve
 
 STEPS = 10
 GREEN, RED = (21, 128, 61), (220, 38, 38)
@@ -39,14 +42,18 @@ def episode(
     steps = len(distances) - 1
     return EpisodeResult(
         seed=seed,
-        success=success,
+        successes=np.array([False] * steps + [success]),
         distances=distances,
+        features=np.zeros((steps + 1, 13)),
         energies=0.2 + distances,
-        actions=np.zeros((steps, 7), np.float32),
+        actions=np.zeros((steps, 7)),
+        stages=np.zeros(steps + 1, int),
+        stage_names=("reach",),
+        switches=(),
         plan_ms=np.arange(1.0, steps + 1) * 100,
         encode_ms=np.full(steps, 7.0),
         frames=np.stack([scene(step) for step in range(steps + 1)]) if frames else None,
-        goal_image=scene(steps)[:, ::-1].copy() if frames else None,
+        goal_images=scene(steps)[None, :, ::-1].copy() if frames else None,
     )
 
 
@@ -58,28 +65,42 @@ MISSED = episode(
 )
 
 
+STAGED = dataclasses.replace(
+    MISSED,
+    seed=33,
+    stages=np.array([0] * 4 + [1] * 7),
+    stage_names=("above", "grasp", "lift"),
+    switches=(Switch(step=4, stage=1, reason="limit"),),
+    features=np.concatenate([np.zeros((6, 13)), np.full((5, 13), 0.5)]),
+    goal_images=np.stack([np.full((64, 64, 3), 60 * i, np.uint8) for i in (1, 2, 3)]),
+)
+
+
 def evaluation(*episodes: EpisodeResult, task: str = "reach") -> Evaluation:
     """Returns an evaluation of these episodes beside a policy that does nothing."""
     still = tuple(
         dataclasses.replace(
             one,
-            success=False,
+            successes=np.zeros(STEPS + 1, bool),
             distances=np.full(STEPS + 1, 0.2),
             energies=np.zeros(0),
             plan_ms=np.zeros(0),
             encode_ms=np.zeros(0),
             frames=None,
-            goal_image=None,
+            goal_images=None,
         )
         for one in episodes
     )
     return Evaluation(
         task=task,
+        variation="mild",
         seed=0,
+        subgoals=True,
         planner=PolicyResult("planner", episodes),
         baselines=(PolicyResult("do_nothing", still),),
         settings={"planner": {"search": {"num_samples": 321}}, "axes": ["x", "y"]},
         machine={"processor": "a <fast> one", "gpu": None},
+        command="worldmodel evaluate 'a=<b>'",
     )
 
 
@@ -211,7 +232,8 @@ def test_a_filmstrip_has_up_to_eight_frames_and_the_goal(tmp_path: Path, steps: 
         distances=np.full(steps + 1, 0.5),
         energies=np.full(steps + 1, 0.5),
         frames=frames,
-        goal_image=np.full((16, 16, 3), 200, np.uint8),
+        goal_images=np.full((1, 16, 16, 3), 200, np.uint8),
+        stages=np.zeros(steps + 1, int),
     )
     write_filmstrip(tmp_path / "a.png", short)
     strip = pixels_of(tmp_path / "a.png")
@@ -237,7 +259,7 @@ def test_an_episode_that_kept_no_frames_cannot_be_drawn(tmp_path: Path, write) -
     with pytest.raises(ValueError, match="episode 11 kept no frames"):
         write(tmp_path / "a", dataclasses.replace(REACHED, frames=None))
     with pytest.raises(ValueError, match="no goal image"):
-        write(tmp_path / "a", dataclasses.replace(REACHED, goal_image=None))
+        write(tmp_path / "a", dataclasses.replace(REACHED, goal_images=None))
 
 
 @pytest.mark.parametrize("write", [write_video, write_gif])
@@ -250,10 +272,12 @@ def test_the_page_holds_the_numbers(tmp_path: Path) -> None:
     page = write_report(tmp_path, evaluation(REACHED, MISSED)).read_text(encoding="utf-8")
     text = re.sub(r"<[^>]+>", " ", page).replace("\N{NO-BREAK SPACE}", " ")
     text = " ".join(text.split())
-    assert "<h1>reach: 1 of 2 goal images reached</h1>" in page
-    assert "planner 1 of 2 50 % (9 to 91 %) 6.7 cm" in text  # Wilson interval of 1 of 2
-    assert "do nothing 0 of 2 0 % (0 to 66 %) 20.0 cm" in text
-    assert "550 ms to plan a step, median; p95 1.00 s" in text
+    assert "<h1>reach: 1 of 2 goals reached</h1>" in page
+    assert "planner 1 of 2 50 % (9 to 91 %) 1 6.7 cm 10" in text  # Wilson interval of 1 of 2
+    assert "do nothing 0 of 2 0 % (0 to 66 %) 0 20.0 cm 1 : 0 1" in text  # McNemar: 1 of 1
+    assert "600 ms to plan a step, median; p95 1.00 s" in text
+    assert "Variation of the scene: mild" in text
+    assert "worldmodel evaluate &#x27;a=&lt;b&gt;&#x27;" in text
     assert "planner.search.num_samples 321" in text
     assert "gpu none" in text
     assert 'axes ["x", "y"]' in text.replace("&quot;", '"')
@@ -263,8 +287,9 @@ def test_the_page_lists_the_failures_and_where_they_ended(tmp_path: Path) -> Non
     page = write_report(tmp_path, evaluation(REACHED, MISSED)).read_text(encoding="utf-8")
     failures = page[page.index("What went wrong") : page.index("Distance and energy")]
     text = " ".join(re.sub(r"<[^>]+>", " ", failures).split())
-    assert "1 of 2 goal images were missed. In 1 of these the arm was within 4 cm" in text
+    assert "1 of 2 goals were missed. In 0 of these the goal was held on the way" in text
     assert "22 25.0 cm 3.1 cm at step 5 12.3 cm 0.231 0.323" in text
+    assert "it ended in failures goal held before a stage ran out of time reach 1 0 0" in text
     assert "11" not in text
     # In the gallery they come first.
     assert page.index('id="episode-22"') < page.index('id="episode-11"')
@@ -272,7 +297,7 @@ def test_the_page_lists_the_failures_and_where_they_ended(tmp_path: Path) -> Non
 
 def test_the_page_says_when_nothing_failed(tmp_path: Path) -> None:
     page = write_report(tmp_path, evaluation(REACHED)).read_text(encoding="utf-8")
-    assert "Nothing: all 1 goal images were reached." in page
+    assert "Nothing: all 1 goals were reached." in page
 
 
 def test_every_link_of_the_page_leads_somewhere_beside_it(tmp_path: Path) -> None:
@@ -300,16 +325,16 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_that_kept_no_frames_still_has_its_page(tmp_path: Path) -> None:
-    bare = [dataclasses.replace(e, frames=None, goal_image=None) for e in (REACHED, MISSED)]
+    bare = [dataclasses.replace(e, frames=None, goal_images=None) for e in (REACHED, MISSED)]
     page = write_report(tmp_path, evaluation(*bare)).read_text(encoding="utf-8")
-    assert "1 of 2 goal images reached" in page and ">22</th>" in page
+    assert "1 of 2 goals reached" in page and ">22</th>" in page
     assert "<video" not in page
     assert list((tmp_path / "episodes").iterdir()) == []
     assert Links(page).links == ["curves.png", "curves.png"]
 
 
 def test_only_episodes_with_frames_have_videos(tmp_path: Path) -> None:
-    bare = dataclasses.replace(REACHED, frames=None, goal_image=None)
+    bare = dataclasses.replace(REACHED, frames=None, goal_images=None)
     page = write_report(tmp_path, evaluation(bare, MISSED)).read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "episodes").iterdir()] == ["22.mp4"]
     assert "1 more episodes were run without keeping their frames" in page
@@ -327,6 +352,48 @@ def test_curves_take_episodes_of_different_lengths_and_no_energies(tmp_path: Pat
     plot_curves(tmp_path / "blind.png", evaluation(blind))
     for name in ("ragged.png", "blind.png"):
         assert pixels_of(tmp_path / name).shape == (630, 1500, 3)
+
+
+def test_a_curve_is_broken_where_the_stage_changes() -> None:
+    x, y = split_curve(np.array([5.0, 4.0, 9.0, 8.0]), np.array([0, 0, 1, 2]))
+    np.testing.assert_array_equal(x, [0, 1, np.nan, 2, np.nan, 3])
+    np.testing.assert_array_equal(y, [5, 4, np.nan, 9, np.nan, 8])
+
+
+def test_energies_to_different_sub_goals_are_not_joined_and_have_no_median(monkeypatch) -> None:
+    lines = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *a, **k: lines.append(a[1:]) or plot(*a, **k))
+    monkeypatch.setattr(Figure, "savefig", lambda *a, **k: None)
+    plot_curves(Path("unused.png"), evaluation(STAGED))
+    energies = [line for line in lines if len(line) > 1 and isinstance(line[1], np.ndarray)]
+    broken, dots = energies
+    assert np.flatnonzero(np.isnan(broken[1])).tolist() == [4]
+    assert dots[0].tolist() == [4] and dots[1].tolist() == [STAGED.energies[4]]
+    # The rest are distances: the episode, its median and that of the other policy.
+    assert len(lines) - len(energies) == 3
+
+
+def test_the_goal_beside_the_camera_is_the_present_sub_goal() -> None:
+    steps = draw_steps(STAGED, panel=64)
+    goals = [int(picture[28 + 32, 8 + 72 + 32, 0]) for picture in steps]
+    assert goals == [60] * 4 + [120] * 7
+
+
+def test_a_filmstrip_shows_every_sub_goal(tmp_path: Path) -> None:
+    write_filmstrip(tmp_path / "a.png", STAGED)
+    strip = pixels_of(tmp_path / "a.png")
+    assert strip.shape == (8 + 168 + 58, 8 + (8 + 3) * 176, 3)
+    assert strip[92, 92::176, 0].tolist()[-3:] == [60, 120, 180]
+
+
+def test_the_page_tells_the_sub_goals_of_a_failure(tmp_path: Path) -> None:
+    page = write_report(tmp_path, evaluation(REACHED, STAGED)).read_text(encoding="utf-8")
+    failures = page[page.index("What went wrong") : page.index("Distance and energy")]
+    text = " ".join(re.sub(r"<[^>]+>", " ", failures).split())
+    assert "above grasp from step 4, out of time 1 never tried" in text
+    assert "0.0 cm at step 6" in text  # the first grip
+    assert "grasp 1 0 1" in text  # one failure in this sub-goal, after one that ran out of time
 
 
 def test_curves_show_successes_green_and_failures_red(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from worldmodel.data import EpisodeStore, split_episodes
 from worldmodel.data.source import open_source
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
+from worldmodel.pose import action_between
 from worldmodel.predictor import ActionConditionedPredictor
-from worldmodel.train import TrainResult, train
-from worldmodel.training import Schedule
+from worldmodel.train import AXES, TrainResult, train
+from worldmodel.training import Precision, Schedule
 
 SIX_STEPS = Schedule(name="cosine", peak=1e-2, steps=6, warmup_steps=2)
 
@@ -37,6 +38,8 @@ def run_train(
     validation_fraction: float = 0.2,
     validate_every: int = 2,
     dtype: Literal["float32", "float16"] = "float32",
+    inverse_weight: float = 1.0,
+    precision: Precision = "float32",
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
     encoder, image_size = checkpoint.load_encoder(save_an_encoder(run.parent / "encoder"))
@@ -72,6 +75,8 @@ def run_train(
         validate_every=validate_every,
         save_every=3,
         dtype=dtype,
+        inverse_weight=inverse_weight,
+        precision=precision,
     )
 
 
@@ -90,6 +95,9 @@ def test_a_run_leaves_a_world_model_curves_and_metrics(finished: Path) -> None:
     provenance = checkpoint.read_config(finished / "model", kind="jepa")["provenance"]
     assert provenance["validation_loss"] == lines[-1]["validation_loss"]
     assert provenance["encoder"] == {"steps": 0}
+    assert list(provenance["inverse_error"]) == ["1"]
+    assert lines[-1]["inverse_x_cm"] == provenance["inverse_error"]["1"]["x_cm"] > 0
+    assert "loss_inverse" in lines[0] and "inverse_x_cm" not in lines[0]
 
 
 def test_the_world_model_carries_the_scales_of_its_training_data(
@@ -143,6 +151,53 @@ def test_training_learns_what_actions_do(spot_store: Path, tmp_path: Path) -> No
     result = run_train(spot_store, tmp_path / "run", schedule=schedule, validate_every=150)
     assert result.validation_loss < 0.75 * result.copy_loss
     assert result.validation_loss < 0.75 * result.shuffled_loss
+    errors = result.inverse_error[1]
+    assert list(errors) == list(AXES)
+    # x and y move by up to 15 cm: guessing no move at all errs by about 7 cm.
+    assert errors["x_cm"] < 3 and errors["y_cm"] < 3
+    assert errors["z_cm"] < 1 and errors["yaw_rad"] < 0.01
+
+    world, store = checkpoint.load(tmp_path / "run" / "model"), EpisodeStore(spot_store)
+    _, held_out = split_episodes(store.ids(), 0.2, seed=0)
+    episode = store.read(held_out[0])
+    frames = torch.from_numpy(episode.frames["exterior"][:])[:, None]
+    proprio = torch.from_numpy(episode.proprio)
+    with torch.inference_mode():
+        z = world.encode(frames)[:, 0]
+        proposed = world.propose(z[:-1], proprio[:-1], z[1:])
+    error = (proposed - action_between(proprio[:-1], proprio[1:])).abs().mean(0)
+    assert float(error[:2].max()) < 0.04  # [m]
+
+
+def test_the_predictor_learns_the_same_with_and_without_inverse_dynamics(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    result = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, inverse_weight=0)
+    alone, beside = (checkpoint.load(run / "model") for run in (tmp_path / "run", finished))
+    assert result.inverse_error == {}
+    assert alone.inverse is None and beside.inverse is not None
+    for name, value in alone.predictor.state_dict().items():
+        assert torch.equal(beside.predictor.state_dict()[name], value), name
+
+
+def test_errors_of_read_actions_are_told_apart_by_stride(spot_store: Path, tmp_path: Path) -> None:
+    result = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, strides=(1, 4))
+    assert list(result.inverse_error) == [1, 4]
+    assert result.inverse_error[4]["x_cm"] > result.inverse_error[1]["x_cm"]  # longer moves
+
+
+def test_training_in_bfloat16_keeps_float32_weights_and_almost_the_loss(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, precision="bfloat16")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert {value.dtype for value in state["predictor"].values()} == {torch.float32}
+    lower, exact = (
+        json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        for run in (tmp_path / "run", finished)
+    )
+    assert lower["validation_loss"] == pytest.approx(exact["validation_loss"], rel=0.02)
+    assert lower["validation_loss"] != exact["validation_loss"]
 
 
 def test_longer_strides_give_longer_actions(spot_store: Path, tmp_path: Path) -> None:

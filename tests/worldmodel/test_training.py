@@ -11,8 +11,10 @@ from torch import nn
 
 from worldmodel.training import (
     MetricsLog,
+    Precision,
     Schedule,
     autocast,
+    has_fast_bfloat16,
     load_state,
     make_optimizer,
     plot_metrics,
@@ -157,9 +159,32 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch) -> None:
     assert select_device("auto") == torch.device("cuda")
 
 
-def test_the_cpu_computes_in_float32() -> None:
-    with autocast(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+@pytest.mark.parametrize(
+    "precision, amx, expected",
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_only_on_a_cpu_that_is_fast_at_it(
+    monkeypatch, precision: Precision, amx: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
+def test_a_gpu_is_fast_at_bfloat16_whatever_the_cpu_is(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert has_fast_bfloat16(torch.device("cuda"))
+    assert not has_fast_bfloat16(torch.device("cpu"))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of auto, float32, bfloat16, got 'half'"):
+        autocast(torch.device("cpu"), "half")  # type: ignore[arg-type]
 
 
 def test_curves_are_drawn_also_where_a_metric_is_missing(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The whole measurement, on a model that knows nothing: its numbers must belong together."""
+
+import json
+
+import numpy as np
+import pytest
+
+from worldmodel.envs.violations import CONTROL, KINDS
+from worldmodel.intuitive_physics import KindResult, PhysicsResult, measure_physics, physics_table
+from worldmodel.surprise import Prediction, fit_calibration
+
+
+def quiet_calibration(steps: int):
+    rng = np.random.default_rng(0)
+    clean = [
+        Prediction(*rng.uniform(0.1, 0.2, (3, steps, 16)), unseen=rng.uniform(0, 0.1, steps))
+        for _ in range(30)
+    ]
+    return fit_calibration(clean, merge=2, model="m", camera="exterior", recordings="made up")
+
+
+def test_every_kind_is_played_scored_and_drawn(make_world, tmp_path):
+    result = measure_physics(
+        world=make_world(merge=2, standardise=True),
+        calibration=quiet_calibration(5),
+        run=tmp_path,
+        task="reach",
+        behaviour="scripted",
+        pairs=1,
+        steps=5,
+        seed=0,
+        backend="ray",
+        progress=False,
+    )
+    written = json.loads((tmp_path / "physics.json").read_text())
+    assert tuple(written["kinds"]) == KINDS
+    for kind in result.kinds:
+        numbers = written["kinds"][kind.kind]
+        assert numbers["paired_accuracy"]["count"] == kind.higher <= kind.pairs == 1
+        assert numbers["control"] == (kind.kind == CONTROL)
+        assert (tmp_path / f"{kind.kind}_worst_step.png").is_file()
+    assert written["paired_accuracy"]["of"] == len(KINDS) - 1  # the control does not count
+    assert written["false_flags"]["of"] == len(KINDS)
+
+
+def test_the_control_is_not_counted_as_a_violation():
+    result = PhysicsResult(
+        (
+            KindResult("vanish_object", 10, 9, 4, 1),
+            KindResult("freeze_camera", 10, 10, 8, 0),
+            KindResult(CONTROL, 10, 5, 2, 0),
+        )
+    )
+    assert result.paired == (19, 20)
+    assert result.flagged == (12, 20)
+    assert result.false_flags == (1, 30)
+    last = physics_table(result).splitlines()
+    assert last[-2].startswith("all but the control") and " 95%" in last[-2] and " 60%" in last[-2]
+    assert last[-1].startswith("possible runs") and " 3%" in last[-1]
+
+
+def test_no_pairs_are_refused(make_world, tmp_path):
+    with pytest.raises(ValueError, match="pairs must be at least 1"):
+        measure_physics(
+            world=make_world(),
+            calibration=quiet_calibration(5),
+            run=tmp_path,
+            task="reach",
+            behaviour="scripted",
+            pairs=0,
+            steps=5,
+            seed=0,
+            backend="ray",
+        )
