@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -288,8 +287,9 @@ def _record(job: _Job) -> Episode:
             control_hz=job.control_hz,
             variation=job.variation,
             renderer=env.renderer_name,
-            mujoco_version=version("mujoco"),
+            mujoco_version=env.mujoco_version,
             cameras=job.cameras,
+            robot=env.robot,
         ),
     )
 
@@ -300,8 +300,14 @@ def _environment(
 ) -> "FrankaEnv":
     """Builds an environment once per worker; `reset` makes it as good as new."""
     import worldmodel.envs  # noqa: F401  (chooses the OpenGL platform before mujoco is imported)
+    from worldmodel.envs import bridges
     from worldmodel.envs.franka_env import FrankaEnv
 
+    if bridges.is_bridge(task):
+        bridges.require_plain(task, variation)
+        return bridges.make_unwrapped(
+            task, image_size=image_size, camera=camera, backend=backend, control_hz=control_hz
+        )
     return FrankaEnv(
         task=task,
         variation=variation,

@@ -1,4 +1,4 @@
-"""Puts the measured tables on docs/benchmark.md, between their marks; all else is by hand.
+"""Puts the measured tables on docs/benchmark.md and README.md, between their marks.
 
     python docs/make_benchmark.py
 
@@ -9,21 +9,24 @@ folders of `worldmodel benchmark` and `worldmodel sweep`, and of benchmarks/lead
 import importlib.util
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from worldmodel.benchmark import results_table, targets_table, worst_first
 from worldmodel.sweep import sweep_table
+from worldmodel.tables import markdown_table, percent
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmark.md"
+README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.json"
 NOTHING = "Not measured yet.\n"
 
 
 def tables() -> dict[str, str]:
-    """Returns the text of each mark."""
+    """Returns the text of each mark of docs/benchmark.md."""
     benchmark, sweep = read(RESULTS / "benchmark.json"), read(RESULTS / "sweep.json")
     rows = read(LEADERBOARD)
     return {
@@ -35,6 +38,12 @@ def tables() -> dict[str, str]:
     }
 
 
+def readme_tables() -> dict[str, str]:
+    """Returns the text of each mark of README.md."""
+    benchmark = read(RESULTS / "benchmark.json")
+    return {"success": success_text(benchmark) if benchmark else NOTHING}
+
+
 def read(path: Path) -> Any:
     """Returns the content of a JSON file, or None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
@@ -42,13 +51,62 @@ def read(path: Path) -> Any:
 
 def summary(benchmark: dict[str, Any]) -> str:
     """Returns what was measured, where, and the worst numbers first."""
+    return (
+        f"Success of the planner, worst first: {worst_first(benchmark['rows'])}.\n\n"
+        f"{provenance(benchmark)}\n"
+    )
+
+
+def provenance(benchmark: dict[str, Any]) -> str:
+    """Returns which weights were measured, with which code, where."""
     machine = benchmark["machine"]
     where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
     return (
-        f"Success of the planner, worst first: {worst_first(benchmark['rows'])}.\n\n"
         f"Weights `{benchmark['checkpoint_sha256'][:12]}`, commit "
-        f"`{(machine['git_commit'] or 'none')[:10]}`, {where}.\n"
+        f"`{(machine['git_commit'] or 'none')[:10]}`, {where}."
     )
+
+
+def success_text(benchmark: dict[str, Any]) -> str:
+    """Returns the table of successes by task, and how long a decision takes."""
+    rows = benchmark["rows"]
+    timed = [row for row in rows if row["policy"] == "planner" and row["plan_ms"] is not None]
+    lines = [success_table(rows)]
+    if timed:
+        slowest = max(timed, key=lambda row: row["plan_ms"]["p95"])
+        lines.append(
+            f"Planning takes {slowest['plan_ms']['p50']:.0f} ms in the median and "
+            f"{slowest['plan_ms']['p95']:.0f} ms at the 95th percentile in the slowest row "
+            f"({slowest['task']}, {slowest['variation']}).\n"
+        )
+    return "\n".join([*lines, f"{provenance(benchmark)}\n"])
+
+
+def success_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a row for each task: the planner, plain and varied, beside the other policies.
+
+    Args:
+        rows: Of benchmark.json.
+    """
+    found = {(row["task"], row["variation"], row["policy"]): row for row in rows}
+    varied = [name for name in dict.fromkeys(row["variation"] for row in rows) if name != "none"]
+    others = [name for name in dict.fromkeys(row["policy"] for row in rows) if name != "planner"]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        planner = found.get((task, "none", "planner"))
+        cells: list[str | None] = [task, _counted(planner), None]
+        if planner is not None:
+            low, high = planner["wilson95"]
+            cells[-1] = f"{percent(low)} to {percent(high)}"
+        cells += [_counted(found.get((task, name, "planner"))) for name in varied]
+        cells += [_counted(found.get((task, "none", name))) for name in others]
+        lines.append(cells)
+    header = ["task", "planner", "95 % Wilson", *(f"planner, {name}" for name in varied)]
+    return markdown_table([*header, *(name.replace("_", " ") for name in others)], lines)
+
+
+def _counted(row: Mapping[str, Any] | None) -> str | None:
+    return None if row is None else f"{row['successes']} of {row['episodes']}"
 
 
 def sweep_text(sweep: dict[str, Any]) -> str:
@@ -76,12 +134,13 @@ def fill(page: str, texts: dict[str, str]) -> str:
     for name, text in texts.items():
         begin, end = f"<!-- {name}: docs/make_benchmark.py -->\n", f"<!-- /{name} -->"
         if begin not in page or end not in page:
-            raise ValueError(f"docs/benchmark.md needs the lines {begin.strip()} and {end}")
+            raise ValueError(f"the page needs the lines {begin.strip()} and {end}")
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         page = pattern.sub(lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page)
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(), tables()))
-    print(PAGE)
+    for path, texts in ((PAGE, tables()), (README, readme_tables())):
+        path.write_text(fill(path.read_text(), texts))
+        print(path)

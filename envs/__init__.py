@@ -1,10 +1,11 @@
-"""Simulated robot-arm environments in which to plan.
+"""Simulated robot-arm environments in which to plan: one per task of `tasks.TASKS`.
 
     import gymnasium
     import worldmodel.envs  # registers the environments
 
-    env = gymnasium.make("worldmodel/FrankaReach-v0")
+    env = gymnasium.make("worldmodel/FrankaLift-v0", variation="mild")
     observation, info = env.reset(seed=0)
+    env.unwrapped.subgoals  # what the camera should show at the end of each stage
     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
 Observation: ``image`` and ``goal_image`` (size, size, 3) uint8 RGB; ``proprio`` and
@@ -13,11 +14,16 @@ of 0.25 s, in metres and radians. Info: ``distance`` to the goal [m], ``success`
 [simulated s]. The conventions are those of `worldmodel.pose`;
 `worldmodel.envs.franka_env.FrankaEnv` has the details and every option.
 
-    opengl      can this process draw with OpenGL? decided before mujoco is imported
-    cameras     the renderer interface, and OpenGL pictures    raycast   pictures without OpenGL
-    panda       the arm and its gripper                        franka    the scene around it
-    control     Cartesian steps to joint motion                tasks/    one task per file
-    franka_env  the gymnasium environment                      expert    policies for data
+    franka_env  the gymnasium environment               tasks/       one task per file
+    placing     where things lie at the start           waypoints    how a scripted expert goes
+    expert      policies for data and as baselines      play         grasp, carry, stack and push
+    variation   what may differ, and draws of it        varied       puts a draw into the model
+    disturbance late and inexact actions and poses      violations   episodes that cannot happen
+    panda       the arm and its gripper                 franka       the scene around it
+    drawer      a cabinet with a drawer                 dressing     clutter, walls, patterns
+    control     Cartesian steps to joint motion         opengl       can this process draw with it?
+    cameras     renderers, and OpenGL pictures          raycast      pictures without OpenGL
+    bridges/    benchmarks of other projects
 
 Import this package before mujoco: MuJoCo picks its OpenGL platform while it is imported.
 """
@@ -74,6 +80,19 @@ def make(
     Raises:
         ValueError: For an unknown task or camera, naming the nearest.
     """
+    if "/" in task:
+        from worldmodel.envs import bridges
+
+        bridges.require_plain(task, variation)
+        return bridges.make(
+            task,
+            image_size=image_size,
+            camera=camera,
+            backend=backend,
+            control_hz=control_hz,
+            render_mode=render_mode,
+            max_episode_steps=max_episode_steps,
+        )
     find_task(task)
     return gymnasium.make(
         ENV_IDS[task],

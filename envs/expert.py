@@ -161,6 +161,9 @@ def make_policy(name: str, env: "FrankaEnv") -> Policy:
     Raises:
         ValueError: For an unknown name; names the nearest and lists them all.
     """
+    own = getattr(env, "make_policy", None)
+    if own is not None:  # a scene of others, see worldmodel.envs.bridges
+        return own(name)
     if name not in POLICIES:
         nearest = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)[0]
         raise ValueError(

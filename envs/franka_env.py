@@ -6,6 +6,7 @@ import difflib
 from typing import Any, Literal
 
 import gymnasium
+import mujoco
 import numpy as np
 
 from worldmodel.envs import cameras, franka
@@ -72,6 +73,8 @@ class FrankaEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
+    robot = "franka"
+    mujoco_version = mujoco.__version__
 
     def __init__(
         self,

@@ -5,14 +5,20 @@ model and no environment (`interfaces.py` has the protocols and records it speak
 
     cem = CEM(cost=LatentEnergy(), horizon=1, num_samples=256, num_iterations=6)
     bounds = ActionBounds.symmetric([0.075] * 3 + [0.15] * 3 + [1.0])  # m, rad, gripper
-    controller = MPC(world, cem, plan_bounds=bounds, step_bounds=bounds, control_hz=4.0)
-    controller.set_goal(goal_image)
+    controller = MPC(
+        world, cem, plan_bounds=bounds, step_bounds=bounds, control_hz=4.0,
+        switch=SwitchRule(still_m=0.015), gripper_snap=0.25,
+    )
+    controller.set_goals([[GoalImage(above, 8), GoalImage(grasped, 10)]])  # or set_goal(image)
     [decision] = controller.act(image[None], proprio[None])  # decision.action is (7,) float32
 
-Files: `cem.py` the search; `vjepa2.py` the published V-JEPA 2-AC planner as settings of it;
-`random_shooting.py` the baseline; `energy.py` costs; `scoring.py` imagine and score; `mpc.py` the
-controller of one arm or many; `subgoals.py` goals of several images; `split.py` long planned
-actions in short steps; `checks.py` argument checks.
+    cem              the search                     energy     costs
+    vjepa2           the published planner,         scoring    imagine and score
+                     as settings of the search      mpc        the controller of one arm or many
+    random_shooting  the baseline                   subgoals   goals of several images
+    interfaces       protocols and records          split      long planned actions in short steps
+    gate             slow, replan or hold          checks     argument checks
+                     when surprised
 """
 
 from worldmodel.planners.cem import CEM

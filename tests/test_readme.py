@@ -1,14 +1,24 @@
 """What the README shows works: its Python runs, its commands exist, its links lead somewhere.
 
-The commands and links of the other pages are checked too; their Python may need a GPU.
+Its tables say what the code says. The commands and links of the other pages are checked too; their
+Python may need a GPU.
 """
 
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+
+from worldmodel.cli import VERBS
+from worldmodel.envs import franka
+from worldmodel.envs.control import Arm
+from worldmodel.envs.tasks import TASKS, make_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +76,69 @@ def test_command_line_composes(words: list[str]) -> None:
     flags, words = cli.take_flags(verb, overrides)
     assert flags <= set(cli.FLAGS.get(verb, {}))
     cli.compose(verb, cli.name_positional(verb, words))
+
+
+def test_every_verb_is_shown_on_some_page() -> None:
+    assert set(VERBS) - {"demo"} - {call[0] for call in ALL_CALLS} == set()  # make demo calls it
+
+
+def test_the_table_of_tasks_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| ([\w, ]+) \| (\d+) \|$", README, re.MULTILINE)
+    shown = {name: (stages.split(", "), int(steps)) for name, stages, steps in rows}
+    assert shown == {
+        name: (stages_of(name), spec.max_episode_steps) for name, spec in TASKS.items()
+    }
+
+
+def stages_of(name: str) -> list[str]:
+    """Returns the names of a task's stages, in order."""
+    task = make_task(name)
+    arm = Arm(franka.build_model(drawer=task.drawer), control_hz=4.0)
+    arm.reset()
+    task.reset(arm, np.random.default_rng(0), {})
+    return [waypoint.stage for waypoint in task.waypoints(arm) if waypoint.stage is not None]
+
+
+@pytest.fixture(scope="module")
+def make_benchmark() -> ModuleType:
+    """docs/make_benchmark.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("page", ROOT / "docs" / "make_benchmark.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_holds_the_measured_numbers(make_benchmark: ModuleType) -> None:
+    filled = make_benchmark.fill(README, make_benchmark.readme_tables())
+    assert filled == README, "run: python docs/make_benchmark.py"
+
+
+def test_the_table_of_successes_puts_every_number_in_its_place(make_benchmark: ModuleType) -> None:
+    def row(task: str, variation: str, policy: str, successes: int) -> dict[str, Any]:
+        return {
+            "task": task,
+            "variation": variation,
+            "policy": policy,
+            "successes": successes,
+            "episodes": 50,
+            "wilson95": [0.1, 0.255],
+        }
+
+    rows = [
+        row("push", "mild", "planner", 7),
+        row("push", "none", "planner", 9),
+        row("push", "none", "do_nothing", 1),
+        row("push", "mild", "do_nothing", 2),
+        row("lift", "none", "planner", 40),
+    ]
+    table = make_benchmark.success_table(rows).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in table] == [
+        ["task", "planner", "95 % Wilson", "planner, mild", "do nothing"],
+        ["-" * len(cell) for cell in table[1].split("|")[1:-1]],
+        ["push", "9 of 50", "10 % to 25.5 %", "7 of 50", "1 of 50"],
+        ["lift", "40 of 50", "10 % to 25.5 %", "-", "-"],
+    ]
 
 
 def test_make_targets_exist() -> None:

@@ -8,13 +8,16 @@
 
 The parts:
 
-- `worldmodel.JEPA`: the world model: encode, predict, rollout.
+- `worldmodel.JEPA`: the world model: encode, predict, rollout, propose.
 - `worldmodel.load`, `worldmodel.load_default`: a checkpoint folder; the shipped one.
-- `worldmodel.hub`: published V-JEPA 2-AC checkpoints.
+- `worldmodel.hub`: published models of the family, as encoders or world models.
 - `worldmodel.planners`: choose actions by imagining their outcome.
-- `worldmodel.envs`: a Franka arm in MuJoCo, as Gymnasium environments.
+- `worldmodel.envs`: a Franka arm in MuJoCo and its tasks, as Gymnasium environments.
 - `worldmodel.data`: recorded episodes, their stores, and windows for training.
 - `worldmodel.configs`: the Hydra configs behind the `worldmodel` program.
+
+What the program does is in modules named after its verbs: `worldmodel.pretrain`,
+`worldmodel.train`, `worldmodel.evaluate`, `worldmodel.surprise` and others (docs/design.md).
 
 Everywhere: `proprio` is (x, y, z [m], roll, pitch, yaw [rad, extrinsic xyz], gripper in [0, 1] with
 1 closed) in the robot base frame; `action` is its change over one model step, in physical units.

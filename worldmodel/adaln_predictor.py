@@ -167,12 +167,13 @@ class AdaLNPredictor(nn.Module):
         mask = block_causal_mask(T, N, past_frames=past, device=latents.device) if T > 1 else None
 
         x = latents
-        if self.state_encoder is not None:
-            pose = (self.pose_vector(proprio) - self.proprio_mean) / self.proprio_std
-            state = self.state_encoder(pose)[:, :, None].expand(-1, -1, N, -1)
-            x = torch.cat((latents, state), dim=-1)
+        with torch.autocast(actions.device.type, enabled=False):  # poses to the millimetre
+            condition = self.action_encoder(actions / self.action_std)  # (B, T, E)
+            if self.state_encoder is not None:
+                pose = (self.pose_vector(proprio) - self.proprio_mean) / self.proprio_std
+                state = self.state_encoder(pose)[:, :, None].expand(-1, -1, N, -1)
+                x = torch.cat((latents, state), dim=-1)
         x = self.predictor_embed(x)  # (B, T, N, E)
-        condition = self.action_encoder(actions / self.action_std)  # (B, T, E)
         for index, block in enumerate(self.predictor_blocks):
             layer = cache.layers[index] if cache is not None else None
             x = block(x, condition, rope, mask, layer)

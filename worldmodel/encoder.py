@@ -1,7 +1,9 @@
 """The V-JEPA 2 video encoder: tubelets, rotary positions, a plain pre-norm vision transformer."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -28,6 +30,44 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class ConvEmbed(nn.Module):
+    """Turns a clip into tokens by small overlapping convolutions.
+
+    What a patch shows is then found wherever it lies in the patch, and with far fewer images
+    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better", arXiv 2106.14881). Frames
+    of a tubelet are averaged.
+    """
+
+    def __init__(self, *, patch_size: int, tubelet_size: int, embed_dim: int):
+        super().__init__()
+        halvings = (patch_size // 4).bit_length() - 1
+        if patch_size != 4 << halvings or embed_dim % 2:
+            raise ValueError(
+                "stem='conv' takes a patch_size of 4, 8, 16, ... and an even embed_dim, got "
+                f"{patch_size} and {embed_dim}"
+            )
+        self.tubelet_size = tubelet_size
+        width = embed_dim // 2 if halvings else embed_dim
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 8, stride=4, padding=2)]
+        for halving in range(halvings):
+            wider = embed_dim if halving == halvings - 1 else width
+            layers += [nn.GroupNorm(1, width), nn.GELU()]
+            layers.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
+            width = wider
+        layers += [nn.GroupNorm(1, width), nn.GELU(), nn.Conv2d(width, embed_dim, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Maps a clip (B, 3, T, height, width) to tokens (B, N, D), time-major then row-major."""
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        maps = self.layers(frames.contiguous(memory_format=torch.channels_last))
+        maps = maps.unflatten(0, (len(clip), -1, self.tubelet_size)).mean(dim=2)  # (B, T, D, h, w)
+        return maps.flatten(3).transpose(2, 3).flatten(1, 2)
+
+
+STEMS = {"patch": PatchEmbed, "conv": ConvEmbed}
+
+
 class VideoEncoder(Encoder):
     """V-JEPA 2 encoder (Assran et al. 2025, arXiv 2506.09985); state-dict names are Meta's.
 
@@ -40,6 +80,7 @@ class VideoEncoder(Encoder):
         mlp_ratio: MLP width over `embed_dim`.
         rope: "tiled" for released V-JEPA 2 weights, "interleaved" for the textbook table.
         layer_norm_eps: Epsilon of every layer norm.
+        stem: "patch", one product per patch as published, or "conv", see `ConvEmbed`.
     """
 
     def __init__(
@@ -53,8 +94,11 @@ class VideoEncoder(Encoder):
         mlp_ratio: float = 4.0,
         rope: RopeStyle = "interleaved",
         layer_norm_eps: float = 1e-6,
+        stem: Literal["patch", "conv"] = "patch",
     ):
         super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"stem must be 'patch' or 'conv', got {stem!r}")
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
         self.embed_dim = embed_dim
@@ -63,7 +107,8 @@ class VideoEncoder(Encoder):
         self.mlp_ratio = mlp_ratio
         self.rope: RopeStyle = rope
         self.layer_norm_eps = layer_norm_eps
-        self.patch_embed = PatchEmbed(
+        self.stem = stem
+        self.patch_embed = STEMS[stem](
             patch_size=patch_size, tubelet_size=tubelet_size, embed_dim=embed_dim
         )
         self.blocks = make_blocks(

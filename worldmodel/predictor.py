@@ -96,6 +96,8 @@ class ActionConditionedPredictor(nn.Module):
             end-effector poses needs none: it is "end_effector", which every predictor has.
         window: How many frames a frame attends to, its own included; all before it if None.
             Through the blocks it still hears of older ones, `window - 1` more with each.
+        use_proprio: Whether the end effector's pose is told at all. If not, zeros stand where it
+            would enter, so that the same weights fit; latents and action alone then say what comes.
     """
 
     proprio_mean: Tensor
@@ -120,6 +122,7 @@ class ActionConditionedPredictor(nn.Module):
         num_views: int = 1,
         embodiments: Mapping[str, Sequence[int]] | None = None,
         window: int | None = None,
+        use_proprio: bool = True,
     ):
         super().__init__()
         if rotation_input not in ("euler", "matrix"):
@@ -145,6 +148,12 @@ class ActionConditionedPredictor(nn.Module):
         if window is not None and window < 1:
             raise ValueError(f"window must be 1 or more frames, or None for all, got {window}")
         self.window = window
+        if not use_proprio and self.embodiments:
+            raise ValueError(
+                "use_proprio=False leaves out the end effector's pose, not that of other "
+                f"embodiments ({', '.join(self.embodiments)}); leave them out, or use the pose"
+            )
+        self.use_proprio = use_proprio
 
         scaled_size = PROPRIO_SIZE if rotation_input == "euler" else 3 + 6 + 1
         pose_size = scaled_size + 3 * 2 * num_frequencies
@@ -256,7 +265,12 @@ class ActionConditionedPredictor(nn.Module):
         return PredictorCache([KeyValueCache() for _ in range(self.depth)])
 
     def pose_features(self, proprio: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch features"]:
-        """Returns what the proprio token is made from: the scaled pose and its Fourier features."""
+        """Returns what the proprio token is made from: the scaled pose and its Fourier features.
+
+        All zero without `use_proprio`.
+        """
+        if not self.use_proprio:
+            return proprio.new_zeros(*proprio.shape[:-1], self.state_encoder.in_features)
         scaled = (self.pose_vector(proprio) - self.proprio_mean) / self.proprio_std
         if self.num_frequencies == 0:
             return scaled

@@ -354,13 +354,12 @@ def pretrain(
             pair, proprio = (x.to(where) for x in clips.sample_pairs(rng, batch_size))
             with autocast(where, precision):
                 latents = encode_frames(encoder, pair.flatten(0, 1), merge).unflatten(0, (-1, 2))
-                loss = inverse_weight * inverse_loss(
-                    head,
-                    latents[:, 0],
-                    latents[:, 1],
-                    proprio[:, 0],
-                    action_between(proprio[:, 0], proprio[:, 1]),
-                )
+                # Both ways: the images are encoded anyway.
+                first, second = latents.unbind(1)
+                start, end = proprio.unbind(1)
+                there = inverse_loss(head, first, second, start, action_between(start, end))
+                back = inverse_loss(head, second, first, end, action_between(end, start))
+                loss = inverse_weight * (there + back) / 2
             loss.backward()
             metrics["loss"] += loss.item()
             metrics["loss_inverse"] = loss.item() / inverse_weight

@@ -24,7 +24,7 @@ TASKS = {
     "ogbench/cube-triple": 200,
     "ogbench/cube-quadruple": 200,
     "robosuite/lift": 40,
-    "robosuite/pick_place_can": 60,
+    "robosuite/pick_place_can": 80,
 }
 """Steps of an episode at 4 Hz, by task."""
 
@@ -32,6 +32,12 @@ TASKS = {
 def is_bridge(task: str) -> bool:
     """Return whether a task's name is one of a benchmark, ``<benchmark>/<task>``."""
     return "/" in task
+
+
+def require_plain(task: str, variation: str) -> None:
+    """Raise ValueError for a variation: scenes of others have none."""
+    if variation != "none":
+        raise ValueError(f"{task} has no variations, got {variation!r}; leave it at none")
 
 
 def make(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from worldmodel.envs.expert import Policy
 from worldmodel.envs.franka_env import Subgoal
 from worldmodel.envs.waypoints import Follow, Waypoint
 from worldmodel.pose import ACTION_SIZE, PROPRIO_SIZE, integrate
@@ -40,6 +41,8 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
         place_low: Smallest x, y of a place on the table where an object may be put [m].
         place_high: Largest.
         renderer_name: Which renderer draws.
+        robot: Name of the arm, for the records.
+        mujoco_version: Of the simulator, for the records.
         subgoals: What the camera should show at the end of each stage; empty before the first
             reset.
         task_name: Name of the task, as in `worldmodel.envs.bridges.make`.
@@ -49,6 +52,8 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
     renderer_name: Literal["gl", "ray"]
+    robot: str
+    mujoco_version: str
     place_low: np.ndarray
     place_high: np.ndarray
     workspace_low: np.ndarray
@@ -119,8 +124,11 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
         """Return how a scripted expert goes from this state to the goal."""
 
     @abc.abstractmethod
-    def _begin(self, options: dict[str, Any]) -> bool:
-        """Draw a start and make its `subgoals`; return whether the episode is worth playing."""
+    def _begin(self, options: dict[str, Any], *, demonstrate: bool) -> bool:
+        """Draw a start and make its `subgoals`; return whether the episode is worth playing.
+
+        With `demonstrate` off nobody will look at the goal.
+        """
 
     @abc.abstractmethod
     def _proprio(self) -> np.ndarray:
@@ -161,15 +169,18 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
 
         Args:
             seed: Seed of this and the following episodes; None goes on from the last.
-            options: Reset options of the benchmark, see the subclass.
+            options: Reset options of the benchmark, see the subclass; and ``demonstrate``, False
+                for data that need no goal: where making one takes an expert, it is left out.
 
         Raises:
             ValueError: For an unknown option.
             RuntimeError: No start was found that is worth playing.
         """
         super().reset(seed=seed)
+        options = dict(options or {})
+        demonstrate = options.pop("demonstrate", True)
         for _ in range(_PLACEMENTS):
-            worth_playing = self._begin(dict(options or {}))
+            worth_playing = self._begin(dict(options), demonstrate=demonstrate)
             if worth_playing and not self._solved():
                 break
             self.goal_rejections += 1
@@ -219,6 +230,12 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
     def expert(self) -> Follow:
         """Return the scripted expert, to be followed from this state; it looks at the objects."""
         return Follow(self.waypoints(), closed=bool(self._command[-1] > 0.5))
+
+    def make_policy(self, name: str) -> Policy:
+        """Return a behaviour for this episode; see `worldmodel.envs.bridges.behaviours`."""
+        from worldmodel.envs.bridges import behaviours  # which needs this module
+
+        return behaviours.make_policy(name, self)
 
     def view(self, camera: str, *, size: int | None = None) -> np.ndarray:
         """Return what any camera sees now, uint8 RGB (size, size, 3); default `image_size`.

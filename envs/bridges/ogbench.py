@@ -49,6 +49,9 @@ class OGBenchEnv(GoalImageEnv):
     Reset options: ``task_id``, 1 to 5; by default drawn.
     """
 
+    robot = "ur5e"
+    mujoco_version = mujoco.__version__
+
     def __init__(
         self,
         *,
@@ -123,7 +126,7 @@ class OGBenchEnv(GoalImageEnv):
             renderer.close()
         self._renderers.clear()
 
-    def _begin(self, options: dict[str, Any]) -> bool:
+    def _begin(self, options: dict[str, Any], *, demonstrate: bool) -> bool:
         number = len(self._scene.task_infos)
         task_id = options.pop("task_id", None)
         if options:

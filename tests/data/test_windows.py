@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -163,13 +164,22 @@ def test_short_and_broken_episodes_are_passed_over_while_others_give_windows():
         WindowIndex([short, broken], dt=0.25, length=4)
 
 
+def test_a_stride_named_twice_is_drawn_twice_as_often():
+    index = WindowIndex([np.arange(20) * 0.25], dt=0.25, length=4, strides=(1, 2, 2))
+    windows_ = [index[i] for i in range(len(index))]
+    times = Counter((window.stride, *window.frames) for window in windows_)
+    assert len(times) == 17 + 14
+    assert all(count == window[0] for window, count in times.items())  # 1 once, 2 twice
+
+
 def test_arguments_out_of_range_are_named():
     times = [np.arange(20) * 0.25]
     for arguments, message in (
         ({"dt": 0.0, "length": 2}, "dt must be a positive number"),
         ({"dt": 0.25, "length": 0}, "length must be at least 1"),
         ({"dt": 0.25, "length": 2, "tolerance": 0.2}, "tolerance must be .* below half of dt"),
-        ({"dt": 0.25, "length": 2, "strides": (1, 1)}, "strides must be distinct"),
+        ({"dt": 0.25, "length": 2, "strides": (1, 0)}, r"from 1 up, got \(1, 0\)"),
+        ({"dt": 0.25, "length": 2, "strides": ()}, r"from 1 up, got \(\)"),
         ({"dt": 0.25, "length": 2, "max_gap": 0.0}, "max_gap must be a positive number"),
         ({"dt": 0.25, "length": 2, "usable": []}, "usable is of 0 episodes, timestamps of 1"),
         ({"dt": 0.25, "length": 2, "usable": [np.ones(20)]}, r"is float64 \(20,\); expected bool"),

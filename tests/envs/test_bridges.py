@@ -272,6 +272,17 @@ def test_robosuite_same_seed_same_episode(lift: GoalImageEnv) -> None:
 
 
 @pytest.mark.slow
+def test_robosuite_data_need_no_demonstration(lift: GoalImageEnv) -> None:
+    observation, _ = lift.reset(seed=2, options={"demonstrate": False})
+    assert [goal.name for goal in lift.subgoals] == ["start"]
+    before = observation["image"]
+    policy, rng = make_policy("play", lift), np.random.default_rng(0)
+    for _ in range(3):
+        observation, *_ = lift.step(policy(observation["proprio"], rng))
+    assert (observation["image"] != before).any()
+
+
+@pytest.mark.slow
 def test_robosuite_errors_come_back_as_they_are(lift: GoalImageEnv) -> None:
     with pytest.raises(ValueError, match="no camera"):
         lift.view("side")

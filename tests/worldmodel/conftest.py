@@ -49,6 +49,7 @@ def _make_predictor(
     residual: bool = True,
     rotation_input: RotationInput = "matrix",
     num_frequencies: int = 2,
+    use_proprio: bool = True,
 ) -> ActionConditionedPredictor:
     predictor = ActionConditionedPredictor(
         latent_dim=latent_dim,
@@ -60,6 +61,7 @@ def _make_predictor(
         residual=residual,
         rotation_input=rotation_input,
         num_frequencies=num_frequencies,
+        use_proprio=use_proprio,
     )
     _randomise(predictor, seed)
     return predictor.eval()

@@ -193,6 +193,17 @@ def test_input_scales_divide_actions_and_standardise_poses(make_motion) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("moved", ["proprio", "actions"])
+def test_a_millimetre_counts_under_autocast(make_motion, moved: str) -> None:
+    predictor, inputs = make_adaln(), arguments(make_motion)
+    predictor.action_std.fill_(1)
+    inputs[moved][..., 0] = 0.6  # bfloat16 has no other number within a millimetre of it
+    further = inputs | {moved: inputs[moved] + 1e-3 * torch.eye(7)[0]}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(predictor(**further), predictor(**inputs))
+
+
+@torch.inference_mode()
 def test_a_residual_predictor_adds_its_output_to_the_latents(make_motion) -> None:
     inputs = arguments(make_motion)
     added, plain = make_adaln(residual=True)(**inputs), make_adaln(residual=False)(**inputs)

@@ -167,6 +167,54 @@ def test_an_action_enters_also_as_the_pose_it_leads_to(make_predictor, make_moti
     torch.testing.assert_close(features[:, :-1, 7:], led_to, atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_poses_keep_single_precision_under_autocast(make_predictor, make_motion) -> None:
+    predictor, given = make_predictor(), arguments(make_motion, batch=2)
+    proprio, actions = given["proprio"], given["actions"]
+    expected = [predictor.action_features(proprio, actions), predictor.pose_features(proprio)]
+    entered = []
+    for encoder in (predictor.action_encoder, predictor.state_encoder):
+        encoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    further = given | {"actions": actions + 1e-3 * torch.eye(7)[0]}  # 1 mm along x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near, far = predictor(**given), predictor(**further)
+    for found, wanted in zip(entered[:2], expected, strict=True):
+        assert found.dtype == torch.float32 and torch.equal(found, wanted)
+    assert not torch.equal(near, far)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rotation_input, frequencies", [("matrix", 2), ("euler", 0)])
+def test_without_proprio_no_pose_is_told(
+    make_predictor, make_motion, rotation_input, frequencies: int
+) -> None:
+    settings = {"rotation_input": rotation_input, "num_frequencies": frequencies}
+    without, told = make_predictor(use_proprio=False, **settings), make_predictor(**settings)
+    without.load_state_dict(told.state_dict())  # the same weights fit
+    given = arguments(make_motion, batch=2)
+    moved = given | {"proprio": given["proprio"] + 0.1}
+    assert torch.equal(without(**moved), without(**given))
+    assert not torch.equal(told(**moved), told(**given))
+    other_way = given | {"actions": -given["actions"]}
+    assert not torch.equal(without(**other_way), without(**given))
+
+    features, proprio = without.pose_features(given["proprio"]), given["proprio"]
+    assert features.shape == told.pose_features(proprio).shape and not features.any()
+
+
+def test_without_proprio_there_are_no_other_embodiments() -> None:
+    with pytest.raises(ValueError, match=r"not that of other embodiments \(joints\)"):
+        ActionConditionedPredictor(
+            latent_dim=24,
+            grid_size=(4, 4),
+            embed_dim=32,
+            depth=1,
+            num_heads=2,
+            embodiments={"joints": (8, 9)},
+            use_proprio=False,
+        )
+
+
 def test_a_negative_number_of_frequencies_is_refused(make_predictor) -> None:
     with pytest.raises(ValueError, match="num_frequencies must be 0 or more, got -1"):
         make_predictor(num_frequencies=-1)
