@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 VERBS = {
-    "demo": "watch the shipped world model reach a few goal images",
+    "demo": "watch the shipped world model plan a few episodes of some tasks",
     "collect": "record scripted episodes in simulation",
     "inspect": "say what recordings of any format hold, draw them, and check them",
     "convert": "write recordings of any format as another format",

@@ -166,8 +166,8 @@ def test_short_and_broken_episodes_are_passed_over_while_others_give_windows():
 
 def test_a_stride_named_twice_is_drawn_twice_as_often():
     index = WindowIndex([np.arange(20) * 0.25], dt=0.25, length=4, strides=(1, 2, 2))
-    windows_ = [index[i] for i in range(len(index))]
-    times = Counter((window.stride, *window.frames) for window in windows_)
+    drawn = [index[i] for i in range(len(index))]
+    times = Counter((window.stride, *window.frames) for window in drawn)
     assert len(times) == 17 + 14
     assert all(count == window[0] for window, count in times.items())  # 1 once, 2 twice
 

@@ -141,10 +141,12 @@ def load(
         )
     contents = meta.read(path)
     predictor_state = meta.predictor_state(contents, path)
+    clock_hz = None
     if config is not None:
         hidden = _hidden_of_config(Path(config))
     else:
-        hidden = _hidden_of(model or _recognise_world(predictor_state, path))
+        recognised = model or _recognise_world(predictor_state, path)
+        hidden, clock_hz = _hidden_of(recognised), recognised.clock_hz
     if encoder is not None and "encoder" in contents:
         raise ValueError(f"{path} has the encoder its predictor was trained on; leave encoder= out")
     if encoder is None:
@@ -157,7 +159,11 @@ def load(
         what=f"the predictor weights in {path}",
     )
     world = JEPA(
-        encoder=encoder, predictor=predictor, image_size=hidden.image_size, crop=hidden.crop
+        encoder=encoder,
+        predictor=predictor,
+        image_size=hidden.image_size,
+        crop=hidden.crop,
+        control_hz=clock_hz,
     )
     return world.eval()
 
