@@ -159,6 +159,7 @@ class TrainConfig(LatentConfig):
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
+    distance: str = "l2"  # of predictions from what was seen: l1 as published, or l2
     inverse_weight: float = 1.0  # of the inverse-dynamics head, which proposes plans; 0 is none
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64

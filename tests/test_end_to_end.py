@@ -77,14 +77,15 @@ def test_an_arm_is_recorded_and_a_model_of_it_trained_and_made_to_plan(
         "device=cpu",
         "dtype=float16",
     )
-    assert lines[-1].startswith("held-out L1 ")
+    assert lines[-1].startswith("held-out l2 ")
     assert len(list(Path("latents").iterdir())) == 1  # what `encode` cached was not encoded again
     world = checkpoint.load("train/model")
     assert (world.image_size, world.control_hz, world.merge) == (32, 4.0, 2)
 
     acting = ["checkpoint=train/model", "backend=ray", "steps=2", "planner.search.num_samples=16"]
+    few = ["planner.search.num_samples_first=16", "planner.search.num_proposals=4"]
     measuring = ["episodes=2", "videos=1", "workers=1", "oracle_episodes=1", "run=evaluate"]
-    lines = worldmodel("evaluate", *acting, *measuring, "--json")
+    lines = worldmodel("evaluate", *acting, *few, *measuring, "--json")
     numbers = json.loads("\n".join(lines))
     episodes = {row["policy"]: row["episodes"] for row in numbers["rows"]}
     assert episodes == {"planner": 2, "expert": 2, "oracle": 1, "random": 2, "do_nothing": 2}

@@ -1,6 +1,7 @@
 """Training losses: masked latent prediction for the encoder, latent dynamics for the predictor."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ class PredictionLoss:
         return self.teacher_forcing + self.rollout
 
 
+Distance = Literal["l1", "l2"]
+DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
 def prediction_loss(
     world: JEPA,
     latents: Float[Tensor, "batch frames tokens dim"],
@@ -40,8 +45,9 @@ def prediction_loss(
     actions: Float[Tensor, "batch steps 7"],
     *,
     rollout_steps: int = 2,
+    distance: Distance = "l1",
 ) -> PredictionLoss:
-    """Returns teacher-forcing and rollout L1 of a window (Assran et al. 2025, equations 2 and 3).
+    """Returns teacher-forcing and rollout loss of a window (Assran et al. 2025, eq. 2 and 3).
 
     Args:
         world: The model; its predictor is what is trained.
@@ -50,7 +56,13 @@ def prediction_loss(
         actions: The F - 1 actions between them.
         rollout_steps: Steps imagined from frame 0; the first is the teacher-forced prediction
             itself, so its error counts twice, as in V-JEPA 2-AC.
+        distance: "l1", as published, or "l2", the mean square as in JEPA-WMs (arXiv 2512.24497).
+            The L1 of a change that is mostly zero is least for predicting none, and training from
+            scratch can stay there; the square cannot.
     """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance must be 'l1' or 'l2', got {distance!r}")
+    compare = DISTANCES[distance]
     steps = actions.shape[1]
     if not 1 <= rollout_steps <= steps:
         raise ValueError(f"rollout_steps must be between 1 and {steps}, got {rollout_steps}")
@@ -61,8 +73,8 @@ def prediction_loss(
         sequence = torch.cat((sequence, ahead[:, -1:]), dim=1)
     imagined = sequence[:, 1:]
     return PredictionLoss(
-        teacher_forcing=F.l1_loss(forced, latents[:, 1:]),
-        rollout=F.l1_loss(imagined, latents[:, 1 : rollout_steps + 1]),
+        teacher_forcing=compare(forced, latents[:, 1:]),
+        rollout=compare(imagined, latents[:, 1 : rollout_steps + 1]),
     )
 
 

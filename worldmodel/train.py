@@ -22,7 +22,7 @@ from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encode import LatentJob
 from worldmodel.inverse import MIN_ACTION_STD, MIN_POSE_STD, InverseDynamics
 from worldmodel.jepa import JEPA
-from worldmodel.losses import PredictionLoss, inverse_loss, prediction_loss
+from worldmodel.losses import DISTANCES, Distance, PredictionLoss, inverse_loss, prediction_loss
 from worldmodel.pose import action_between
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.training import (
@@ -53,9 +53,9 @@ class TrainResult:
 
     Attributes:
         checkpoint: Folder of the world model.
-        validation_loss: L1 of one-step predictions on held-out episodes.
-        copy_loss: L1 of predicting no change, on the same windows.
-        shuffled_loss: L1 with the actions of other windows; near `validation_loss` means that the
+        validation_loss: Mean distance of one-step predictions on held-out episodes.
+        copy_loss: That of predicting no change, on the same windows.
+        shuffled_loss: That with the actions of other windows; near `validation_loss` means that the
             model ignores the action.
         inverse_error: Mean absolute error of the actions read from two neighbouring frames of
             held-out windows: by stride, then by axis (`AXES`). Empty without an inverse model.
@@ -128,6 +128,7 @@ def train(
     save_every: int,
     dtype: Literal["float32", "float16"] = "float32",
     inverse_weight: float = 1.0,
+    distance: Distance = "l1",
     precision: Precision = "auto",
 ) -> TrainResult:
     """Trains a predictor, and inverse dynamics beside it, and writes them to `run/model`.
@@ -157,6 +158,7 @@ def train(
         validate_every: Steps between validations.
         save_every: Steps between saved states.
         dtype: Precision of the stored model.
+        distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
         inverse_weight: Weight of the loss of the inverse dynamics model, which learns nothing from
             the predictor, nor the predictor from it; 0 trains none.
         precision: See `worldmodel.training.autocast`.
@@ -215,7 +217,12 @@ def train(
     def loss_of(batch: Batch) -> PredictionLoss:
         with autocast(where, precision):
             return prediction_loss(
-                world, batch.latents, batch.proprio, batch.actions, rollout_steps=rollout_steps
+                world,
+                batch.latents,
+                batch.proprio,
+                batch.actions,
+                rollout_steps=rollout_steps,
+                distance=distance,
             )
 
     first = 1
@@ -266,7 +273,9 @@ def train(
                 "learning_rate": schedule(step),
             }
             if validates:
-                metrics |= validate(world, validation, loss_of) | mean_errors(errors_by_stride())
+                metrics |= validate(world, validation, loss_of, distance=distance) | mean_errors(
+                    errors_by_stride()
+                )
             log.write(step, metrics)
             bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
         if step % save_every == 0 or last:
@@ -284,14 +293,14 @@ def train(
         log.read(),
         run / "curves.png",
         groups={
-            "training L1": ["loss_teacher_forcing", "loss_rollout"],
-            "held-out L1": ["validation_loss", "copy_loss", "shuffled_loss"],
+            "training loss": ["loss_teacher_forcing", "loss_rollout"],
+            "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
             "actions read": ["loss_inverse", *(f"inverse_{axis}" for axis in AXES)],
             "learning rate": ["learning_rate"],
         },
         title="action-conditioned prediction",
     )
-    final = validate(world, validation, loss_of)
+    final = validate(world, validation, loss_of, distance=distance)
     by_stride = errors_by_stride()
     checkpoint.save(
         world,
@@ -312,6 +321,7 @@ def train(
             "seed": seed,
             "device": where.type,
             "precision": precision,
+            "distance": distance,
             "inverse_weight": inverse_weight,
             "inverse_error": by_stride,
             **final,
@@ -367,13 +377,17 @@ def set_input_scales(
 
 @torch.no_grad()
 def validate(
-    world: JEPA, batch: Batch, loss_of: Callable[[Batch], PredictionLoss]
+    world: JEPA,
+    batch: Batch,
+    loss_of: Callable[[Batch], PredictionLoss],
+    *,
+    distance: Distance,
 ) -> dict[str, float]:
     """Returns held-out losses beside what copying and what wrong actions would give."""
     world.predictor.eval()
     loss = loss_of(batch)
     shuffled = loss_of(Batch(batch.latents, batch.proprio, batch.actions.roll(1, dims=0)))
-    copy = (batch.latents[:, 1:] - batch.latents[:, :-1]).abs().mean()
+    copy = DISTANCES[distance](batch.latents[:, 1:], batch.latents[:, :-1])
     world.predictor.train()
     return {
         "validation_loss": float(loss.teacher_forcing),

@@ -125,6 +125,7 @@ OTHER_VALUES: dict[str, Any] = {
     "variations": {"none": 0.5, "mild": 0.25},
     "variation": "mild",
     "precision": "float32",
+    "distance": "l1",
     "frames_in_memory": 123,
     "steps": 7,
     "cameras": ["exterior", "wrist"],

@@ -19,6 +19,7 @@ TINY = [
     "planner.search.num_samples_first=8",
     "planner.search.num_elites=2",
     "planner.search.num_iterations=1",
+    "planner.search.num_proposals=0",
 ]
 TINY_PLAN = [word for word in TINY if not word.startswith(("episodes", "videos"))]
 TINY += ["num_envs=1", "workers=1", "oracle_episodes=0", "latency_episodes=1"]

@@ -183,3 +183,10 @@ def test_targets_get_no_gradient_and_the_online_encoder_does(make_encoder) -> No
     (loss.hidden + loss.context).backward()
     assert s.encoder.patch_embed.proj.weight.grad.abs().max() > 0
     assert s.predictor.mask_token.grad.abs().max() > 0
+
+
+def test_the_squared_distance_is_the_mean_square(without_shape_checks) -> None:
+    loss = prediction_loss(Drift(1.5), *drifting(4, step=1.0), distance="l2")  # type: ignore[arg-type]
+    assert loss.teacher_forcing.item() == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="distance must be 'l1' or 'l2', got 'l3'"):
+        prediction_loss(Drift(1.0), *drifting(4, step=1.0), distance="l3")  # type: ignore[arg-type]

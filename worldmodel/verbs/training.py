@@ -161,6 +161,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
         window=config.window,
         strides=list(config.strides),
         rollout_steps=config.rollout_steps,
+        distance=config.distance,
         inverse_weight=config.inverse_weight,
         precision=config.precision,
         schedule=schedule(config),
@@ -176,7 +177,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
     )
     print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
     print(
-        f"held-out L1 {result.validation_loss:.4f} (no change {result.copy_loss:.4f}, "
-        f"wrong actions {result.shuffled_loss:.4f})"
+        f"held-out {config.distance} {result.validation_loss:.4f} (no change "
+        f"{result.copy_loss:.4f}, wrong actions {result.shuffled_loss:.4f})"
     )
     return 0
