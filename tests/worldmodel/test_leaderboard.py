@@ -50,7 +50,7 @@ def evaluation(run: Path, *overrides: str, successes: int = 45) -> Path:
         ["task=push", "seed=3", "episodes=7"],
         ["planner=vjepa2_cem"],
         ["planner=random_shooting", "planner.search.num_samples=64", "device='cuda:0'"],
-        ["planner.search.num_samples=64", "planner.search.covariance=diagonal"],
+        ["planner.search.num_samples=96", "planner.search.covariance=diagonal"],
     ],
 )
 def test_the_command_of_a_row_gives_the_settings_again(overrides: list[str]) -> None:
