@@ -281,16 +281,8 @@ class FrankaEnv(gymnasium.Env):
         """
         if not self.subgoals:
             raise RuntimeError("call reset() before step(): there is no goal yet")
-        values = np.asarray(action, dtype=float)
-        if values.shape != (ACTION_SIZE,):
-            raise ValueError(
-                f"an action has shape ({ACTION_SIZE},): dx, dy, dz [m], three rotation angles "
-                f"[rad], gripper change; got shape {values.shape}"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"an action must be finite, got {values.tolist()}")
         values = self._disturbance.action(
-            np.clip(values, -MAX_ACTION, MAX_ACTION), self._disturbance_rng
+            np.clip(checked_action(action), -MAX_ACTION, MAX_ACTION), self._disturbance_rng
         )
         self._arm.step(values)
         self._solved_steps = self._solved_steps + 1 if self.task.success(self._arm) else 0
@@ -340,6 +332,23 @@ class FrankaEnv(gymnasium.Env):
             "success": self._solved_steps >= HOLD_STEPS,
             "timestamp": self._arm.data.time,
         }
+
+
+def checked_action(action: np.ndarray) -> np.ndarray:
+    """Return an action (7,) as float64.
+
+    Raises:
+        ValueError: It has another shape, or is not finite.
+    """
+    values = np.asarray(action, dtype=float)
+    if values.shape != (ACTION_SIZE,):
+        raise ValueError(
+            f"an action has shape ({ACTION_SIZE},): dx, dy, dz [m], three rotation angles "
+            f"[rad], gripper change; got shape {values.shape}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"an action must be finite, got {values.tolist()}")
+    return values
 
 
 def _check_camera(camera: str) -> None:

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from worldmodel.cli import VERBS, compose
 from worldmodel.invocations import PLACES, Invocation
 from worldmodel.names import unknown
@@ -124,7 +126,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_literal(item) for item in value) + "]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return QuotedString(value, Quote.single).with_quotes()
     return str(value)
 
 

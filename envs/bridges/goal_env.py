@@ -12,9 +12,9 @@ import gymnasium
 import numpy as np
 
 from worldmodel.envs.expert import Policy
-from worldmodel.envs.franka_env import Subgoal
+from worldmodel.envs.franka_env import Subgoal, checked_action
 from worldmodel.envs.waypoints import Follow, Waypoint
-from worldmodel.pose import ACTION_SIZE, PROPRIO_SIZE, integrate
+from worldmodel.pose import PROPRIO_SIZE, integrate
 
 SUBSTEP_HZ = 20.0
 CARRY_HEIGHT = 0.12  # [m] above where an object is taken or put
@@ -203,15 +203,7 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
         """
         if not self.subgoals:
             raise RuntimeError("call reset() before step(): there is no goal yet")
-        values = np.asarray(action, dtype=float)
-        if values.shape != (ACTION_SIZE,):
-            raise ValueError(
-                f"an action has shape ({ACTION_SIZE},): dx, dy, dz [m], three rotation angles "
-                f"[rad], gripper change; got shape {values.shape}"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"an action must be finite, got {values.tolist()}")
-        info = self._info(success=self._move(values))
+        info = self._info(success=self._move(checked_action(action)))
         terminated = self.terminate_on_success and info["success"]
         return self._observation(), -info["distance"], terminated, False, info
 

@@ -12,8 +12,8 @@ SUCCESS_DISTANCE = 0.04  # [m]
 PUSH_DISTANCE = (0.10, 0.18)  # [m]
 # To the left, to the right. Away from the base the cube jams between the pads and the table.
 DIRECTIONS = np.array([[0.0, 1.0], [0.0, -1.0]])
-BEHIND = 0.065  # [m] from the cube's centre to the tool centre point before the push
-CONTACT = 0.047  # [m] between the two centres while pushing
+BEHIND = 0.040  # [m] from the cube's side to the tool centre point before the push
+CONTACT = 0.022  # [m] while pushing: half the width of the closed fingers
 ABOVE = 0.14  # [m] height of the tool centre point before going down
 
 
@@ -41,8 +41,9 @@ class Push:
     def waypoints(self, arm: Arm) -> list[Waypoint]:
         """Return: above the table behind the cube, down, along."""
         start = placing.object_position(arm, self._cube)[:2]
-        behind = start - BEHIND * self._direction
-        end = self._goal - CONTACT * self._direction
+        side = franka.object_half_width(arm.model, self._cube)
+        behind = start - (side + BEHIND) * self._direction
+        end = self._goal - (side + CONTACT) * self._direction
         height = placing.GRASP_HEIGHT
         return [
             Waypoint((float(behind[0]), float(behind[1]), ABOVE), closed=True, stage="above"),

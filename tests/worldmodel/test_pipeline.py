@@ -126,6 +126,9 @@ VALUES = st.recursive(
 
 @hypothesis.settings(max_examples=25, deadline=None)
 @given(VALUES)
+@hypothesis.example("\\0")
+@hypothesis.example("ends in \\")
+@hypothesis.example("\\' and '")
 def test_any_value_reaches_the_verb_as_it_is(value: object) -> None:
     """`evaluate`'s group planner is open, so it takes whatever is given."""
     words = as_overrides({"+planner.extra": value})
