@@ -118,7 +118,7 @@ class EncodeConfig(LatentConfig):
 
 @dataclass
 class PretrainConfig(DataConfig):
-    """Trains an encoder by masked latent prediction."""
+    """Trains an encoder by masked latent prediction, by reading the state, or both."""
 
     encoder: Any = MISSING  # group: architecture
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
@@ -138,8 +138,7 @@ class PretrainConfig(DataConfig):
     weight_decay: float = 0.04
     frames_in_memory: int | None = None  # about how many; null keeps all (49 kB each of 128 pixels)
     masked_weight: float = 1.0  # of masked latent prediction
-    inverse_weight: float = 0.0  # of reading the action between two frames
-    inverse_max_gap: int = 10  # steps between them, at most
+    state_weight: float = 0.0  # of reading the end-effector's state from a frame
     merge: int = 2  # as in planning: side of the square of tokens joined into one
     precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
     validation_fraction: float = 0.05
@@ -159,7 +158,7 @@ class TrainConfig(LatentConfig):
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
-    inverse_weight: float = 1.0  # of the inverse-dynamics head, which proposes plans; 0 is none
+    state_weight: float = 1.0  # of the state head, whose reading of a goal proposes plans; 0: none
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.01

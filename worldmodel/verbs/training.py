@@ -118,8 +118,7 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
         context_loss_weight=config.context_loss_weight,
         frames_in_memory=config.frames_in_memory,
         masked_weight=config.masked_weight,
-        inverse_weight=config.inverse_weight,
-        inverse_max_gap=config.inverse_max_gap,
+        state_weight=config.state_weight,
         merge=config.merge,
         precision=config.precision,
         ema=(config.ema[0], config.ema[1]),
@@ -161,7 +160,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
         window=config.window,
         strides=list(config.strides),
         rollout_steps=config.rollout_steps,
-        inverse_weight=config.inverse_weight,
+        state_weight=config.state_weight,
         precision=config.precision,
         schedule=schedule(config),
         batch_size=config.batch_size,
@@ -179,4 +178,10 @@ def train(config: "DictConfig", *, call: Call) -> int:
         f"held-out L1 {result.validation_loss:.4f} (no change {result.copy_loss:.4f}, "
         f"wrong actions {result.shuffled_loss:.4f})"
     )
+    if (error := result.state_error) is not None:
+        print(
+            f"read from a held-out frame: the hand within {error.x_cm:.2f}, {error.y_cm:.2f}, "
+            f"{error.z_cm:.2f} cm along x, y, z and {error.rotation_rad:.3f} rad, the gripper open "
+            f"or closed rightly in {error.gripper_accuracy:.1%}"
+        )
     return 0
