@@ -100,6 +100,7 @@ class LatentConfig(DataConfig):
     merge: int = 2  # side of the square of tokens joined into one latent token
     pool: int = 1  # side of the square of merged tokens averaged into one
     latent_dtype: str = "float16"  # float16, or int8 with a scale per token: half the size
+    encode_precision: str = "float32"  # of the encoder; auto: bfloat16 where the machine is fast
     workers: int = 1  # processes that encode
     max_quarantined: float = 0.1  # share of unfit episodes above which nothing is trained
     confirm_above_gib: float = 50.0  # size of the latents above which it asks for confirmed=true
@@ -118,7 +119,7 @@ class EncodeConfig(LatentConfig):
 
 @dataclass
 class PretrainConfig(DataConfig):
-    """Trains an encoder by masked latent prediction."""
+    """Trains an encoder by masked latent prediction, by reading the state, or both."""
 
     encoder: Any = MISSING  # group: architecture
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
@@ -138,8 +139,8 @@ class PretrainConfig(DataConfig):
     weight_decay: float = 0.04
     frames_in_memory: int | None = None  # about how many; null keeps all (49 kB each of 128 pixels)
     masked_weight: float = 1.0  # of masked latent prediction
-    inverse_weight: float = 0.0  # of reading the action between two frames
-    inverse_max_gap: int = 10  # steps between them, at most
+    state_weight: float = 0.0  # of reading the end-effector's state from a frame
+    state_batch_size: int | None = None  # frames it is read from, a step; null: as many as clips
     merge: int = 2  # as in planning: side of the square of tokens joined into one
     precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
     validation_fraction: float = 0.05
@@ -160,7 +161,7 @@ class TrainConfig(LatentConfig):
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
     distance: str = "l2"  # of predictions from what was seen: l1 as published, or l2
-    inverse_weight: float = 1.0  # of the inverse-dynamics head, which proposes plans; 0 is none
+    state_weight: float = 1.0  # of the state head, whose reading of a goal proposes plans; 0: none
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.01

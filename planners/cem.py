@@ -298,7 +298,7 @@ class CEM:
             raise TypeError(
                 f"num_proposals={self.num_proposals} needs a world model that proposes actions, "
                 f"but {type(world).__name__} has no method propose(latents, proprio, goal); set "
-                "num_proposals to 0 or take a model trained with an inverse-dynamics head"
+                "num_proposals to 0 or take a model trained with a state head"
             )
         proposal = world.propose(observation.latents[:, -1], observation.proprio[:, -1], goal)
         require_finite("proposed action", proposal)

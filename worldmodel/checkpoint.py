@@ -1,7 +1,7 @@
 """Our checkpoint format: a folder with `weights.safetensors` and `config.json`, nothing pickled.
 
 `config.json` holds `format`, `version`, `kind` ("encoder" or "jepa"), the constructor arguments of
-each module under its name (`inverse` only if the model has one), which of our classes it is
+each module under its name (`state_head` only if the model has one), which of our classes it is
 (`encoder_type`, `predictor_type`; files that do not say hold the first of each), and `provenance`
 (how the weights were made). The names of the classes are fixed here; a config never names code.
 """
@@ -24,11 +24,11 @@ from worldmodel.dino import DinoEncoder
 from worldmodel.encoder import VideoEncoder
 from worldmodel.encoder21 import VideoEncoder21
 from worldmodel.interfaces import Encoder
-from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA
 from worldmodel.names import unknown
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.sincos_encoders import IJepaEncoder, VJepa1Encoder
+from worldmodel.state_head import StateHead
 
 FORMAT = "worldmodel"
 VERSION = 1
@@ -95,10 +95,10 @@ def save(
         "encoder": arguments(world.encoder),
         "predictor_type": _type_of(world.predictor, PREDICTORS),
         "predictor": arguments(world.predictor),
-        "jepa": {name: v for name, v in arguments(world).items() if name != "inverse"},
+        "jepa": {name: v for name, v in arguments(world).items() if name != "state_head"},
     }
-    if world.inverse is not None:
-        config["inverse"] = arguments(world.inverse)
+    if world.state_head is not None:
+        config["state_head"] = arguments(world.state_head)
     _save(world, path, config, provenance, dtype)
 
 
@@ -113,7 +113,7 @@ def load(path: str | Path) -> JEPA:
     world = JEPA(
         encoder=_class(config, "encoder_type", ENCODERS)(**config["encoder"]),
         predictor=_class(config, "predictor_type", PREDICTORS)(**config["predictor"]),
-        inverse=InverseDynamics(**config["inverse"]) if "inverse" in config else None,
+        state_head=StateHead(**config["state_head"]) if "state_head" in config else None,
         **config["jepa"],
     )
     _load_weights(world, Path(path))

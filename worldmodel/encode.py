@@ -21,7 +21,7 @@ from worldmodel.data.validate import check_by_id, check_set
 from worldmodel.images import Crop, fit_frames
 from worldmodel.interfaces import Encoder
 from worldmodel.jepa import LATENT_NORM_EPS, PIXEL_MEAN, PIXEL_STD, encode_frames
-from worldmodel.training import select_device
+from worldmodel.training import Precision, autocast, resolve_precision, select_device
 
 SAMPLED_EPISODES = 20  # that tell whether a whole set is wrong
 
@@ -36,6 +36,7 @@ class FrameEncoder:
         merge: See `worldmodel.jepa.JEPA`.
         device: "auto", "cpu" or "cuda"; under torchrun, "auto" is the GPU of the local rank.
         batch_size: Frames encoded at once.
+        precision: See `worldmodel.training.autocast`.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class FrameEncoder:
         merge: int,
         device: str,
         batch_size: int = 64,
+        precision: Precision = "float32",
     ):
         self.crop: Crop = crop
         self.image_size, self.merge = image_size, merge
         self.device, self.batch_size = device, batch_size
         self._where = select_device(_of_local_rank(device, os.environ.get("LOCAL_RANK")))
+        self.precision = resolve_precision(self._where, precision)
         self.encoder = encoder.to(self._where).eval()
 
     @torch.inference_mode()
@@ -59,26 +62,41 @@ class FrameEncoder:
         """Returns float32 latents (T, tokens, size) of uint8 frames (T, height, width, 3)."""
         fitted = torch.from_numpy(fit_frames(frames, self.image_size, self.crop))
         batches = [batch.to(self._where) for batch in fitted.split(self.batch_size)]
-        return torch.cat(
-            [encode_frames(self.encoder, batch, self.merge).cpu() for batch in batches]
-        ).numpy()
+        with autocast(self._where, self.precision):
+            latents = [encode_frames(self.encoder, batch, self.merge).cpu() for batch in batches]
+        return torch.cat(latents).numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the weights as bytes: sharing tensors would take an open file for each."""
         weights = io.BytesIO()
         torch.save({k: v.cpu() for k, v in self.encoder.state_dict().items()}, weights)
-        settings = (self.image_size, self.crop, self.merge, self.device, self.batch_size)
+        settings = {
+            "image_size": self.image_size,
+            "crop": self.crop,
+            "merge": self.merge,
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+        }
         return _restore, (
             type(self.encoder),
             arguments(self.encoder),
             weights.getvalue(),
-            *settings,
+            settings,
         )
 
     @property
     def fingerprint(self) -> str:
         """Hash of the weights and of all that is done to a frame before and after, readable end."""
-        steps = (self.image_size, self.crop, PIXEL_MEAN, PIXEL_STD, LATENT_NORM_EPS)
+        steps: tuple[Any, ...] = (
+            self.image_size,
+            self.crop,
+            PIXEL_MEAN,
+            PIXEL_STD,
+            LATENT_NORM_EPS,
+        )
+        if self.precision != "float32":
+            steps += (self.precision,)
         whole = hashlib.sha256(f"{fingerprint(self.encoder)} {steps}".encode()).hexdigest()[:16]
         return f"{whole}-merge{self.merge}"
 
@@ -154,6 +172,7 @@ def latent_job(
     dtype: LatentDtype = "float16",
     pool: int = 1,
     batch_size: int = 64,
+    precision: Precision = "float32",
 ) -> LatentJob:
     """Returns the job of encoding recordings.
 
@@ -171,6 +190,7 @@ def latent_job(
         dtype: "float16", or "int8" with a scale per token: half the size.
         pool: Side of the square of neighbouring tokens averaged into one, after `merge`.
         batch_size: Frames encoded at once.
+        precision: Of the encoder, see `worldmodel.training.autocast`; bfloat16 has its own cache.
     """
     encode = FrameEncoder(
         encoder,
@@ -179,6 +199,7 @@ def latent_job(
         merge=merge,
         device=device,
         batch_size=batch_size,
+        precision=precision,
     )
     recipe = Recipe(encode.fingerprint, camera, hz=model_hz, dtype=dtype, pool=pool)
     folder = cache / Path(source.path).resolve().stem / recipe.key
@@ -211,24 +232,13 @@ def refuse_wrong_set(source: Source) -> None:
 
 def _restore(
     encoder_class: type[Encoder],
-    settings: dict[str, Any],
+    architecture: dict[str, Any],
     weights: bytes,
-    image_size: int,
-    crop: Crop,
-    merge: int,
-    device: str,
-    batch_size: int,
+    settings: dict[str, Any],
 ) -> FrameEncoder:
-    encoder = encoder_class(**settings)
+    encoder = encoder_class(**architecture)
     encoder.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
-    return FrameEncoder(
-        encoder,
-        image_size=image_size,
-        crop=crop,
-        merge=merge,
-        device=device,
-        batch_size=batch_size,
-    )
+    return FrameEncoder(encoder, **settings)
 
 
 def _of_local_rank(device: str, local_rank: str | None) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.images import Crop, crop_box, fit_frames
 from worldmodel.interfaces import Encoder
-from worldmodel.inverse import InverseDynamics
-from worldmodel.pose import ACTION_SIZE, integrate
+from worldmodel.pose import ACTION_SIZE, action_between, integrate
 from worldmodel.predictor import ActionConditionedPredictor, PredictorCache
+from worldmodel.state_head import StateHead
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet, on [0, 1] pixels, as every V-JEPA
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -82,7 +82,7 @@ class JEPA(nn.Module):
             for training, live and goal pictures.
         action_limit: Largest change per axis (7,) in the training data, in physical units; how far
             one imagined step may go. None when it is not known.
-        inverse: Reads the action between two latents, for `propose`; None if it was not trained.
+        state_head: Reads proprio from latents, for `propose`; None if it was not trained.
     """
 
     latent_mean: Tensor
@@ -100,7 +100,7 @@ class JEPA(nn.Module):
         control_hz: float | None = None,
         action_limit: Sequence[float] | None = None,
         crop: Crop = "none",
-        inverse: InverseDynamics | None = None,
+        state_head: StateHead | None = None,
     ):
         super().__init__()
         crop_box(1, 1, crop)  # refuses an unknown crop
@@ -117,14 +117,14 @@ class JEPA(nn.Module):
                 f"the encoder gives {latent_shape[0]} tokens of size {latent_shape[1]} a frame, but"
                 f" the predictor takes {expected[0]} of size {expected[1]}"
             )
-        if inverse is not None and (inverse.num_tokens, inverse.latent_dim) != expected:
+        if state_head is not None and (state_head.num_tokens, state_head.latent_dim) != expected:
             raise ValueError(
                 f"the predictor takes {expected[0]} tokens of size {expected[1]} a frame, but the "
-                f"inverse model {inverse.num_tokens} of size {inverse.latent_dim}"
+                f"state head {state_head.num_tokens} of size {state_head.latent_dim}"
             )
         self.encoder = encoder
         self.predictor = predictor
-        self.inverse = inverse
+        self.state_head = state_head
         self.image_size = image_size
         self.merge = merge
         self.pool = pool
@@ -272,25 +272,27 @@ class JEPA(nn.Module):
         proprio: Float[Tensor, "batch 7"],
         goal: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch 7"]:
-        """Returns the action that seems to lead from each frame straight to its goal.
+        """Returns the action that seems to lead each arm straight to its goal.
 
-        One step of whatever length the goal asks for, up to what the training windows spanned; it
-        may be longer than `action_limit` allows.
+        It leads from the state the arm measures to the one read from the goal. One step of whatever
+        length that asks for; it may be longer than `action_limit` allows.
 
         Args:
-            latents: Latents of the frames the arms see.
+            latents: Latents of the frames the arms see; not needed here.
             proprio: End-effector states at them.
             goal: Latents of the goal images.
 
         Raises:
-            ValueError: The model has no inverse dynamics.
+            ValueError: The model has no state head.
         """
-        if self.inverse is None:
+        if self.state_head is None:
             raise ValueError(
-                "this model has no inverse dynamics to propose actions with; train it with "
-                "inverse_weight above 0, or plan without proposals"
+                "this model has no state head to propose actions with; train it with state_weight "
+                "above 0, or plan without proposals"
             )
-        return self.inverse(latents, goal, proprio)
+        there = self.state_head(goal)
+        with torch.autocast(there.device.type, enabled=False):  # millimetres need float32
+            return action_between(proprio, there)
 
     def plans_within(self, memory_mib: float, *, steps: int, num_views: int = 1) -> int:
         """Returns how many plans may be imagined and scored at once within a memory budget.

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
-from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA, LATENT_NORM_EPS
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.rope import grid_positions
+from worldmodel.state_head import POSE_COLUMNS, POSE_GRIPPER, POSE_POSITION, StateHead
 from worldmodel.transformer import take_tokens
 
 
@@ -78,26 +78,46 @@ def prediction_loss(
     )
 
 
-def inverse_loss(
-    head: InverseDynamics,
-    now: Float[Tensor, "batch tokens dim"],
-    later: Float[Tensor, "batch tokens dim"],
-    proprio: Float[Tensor, "batch 7"],
-    actions: Float[Tensor, "batch 7"],
-) -> Tensor:
-    """Returns how far the actions read from pairs of frames are off, in units of `action_std`.
+@dataclass(frozen=True)
+class StateLoss:
+    """How far states read from latents are off, by group, each a scalar tensor.
+
+    Attributes:
+        position: Of the three numbers of the position.
+        rotation: Of the six of the rotation.
+        gripper: Of the gripper, which counts as much as the position and not one tenth.
+    """
+
+    position: Tensor
+    rotation: Tensor
+    gripper: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What training minimises: their mean, with weights 1, 0.5 and 1."""
+        return (self.position + 0.5 * self.rotation + self.gripper) / 2.5
+
+
+def state_loss(
+    head: StateHead, latents: Float[Tensor, "batch tokens dim"], proprio: Float[Tensor, "batch 7"]
+) -> StateLoss:
+    """Returns how far the states read from frames are off, in units of `pose_std`.
 
     A smooth L1: what is wrong by less than a tenth of a standard deviation counts quadratically.
 
     Args:
-        head: The inverse model.
-        now: Latents of the first frames.
-        later: Latents of the later ones.
-        proprio: End-effector states at the first frames.
-        actions: The true changes [m, rad, gripper].
+        head: Reads the states.
+        latents: Latents of the frames.
+        proprio: The true states.
     """
-    read = head(now, later, proprio) / head.action_std
-    return F.smooth_l1_loss(read, actions / head.action_std, beta=0.1)
+    error = F.smooth_l1_loss(
+        head.normalised(latents), head.normalise(proprio), beta=0.1, reduction="none"
+    ).mean(0)
+    return StateLoss(
+        position=error[POSE_POSITION].mean(),
+        rotation=error[POSE_COLUMNS].mean(),
+        gripper=error[POSE_GRIPPER].mean(),
+    )
 
 
 def target_features(

@@ -1,7 +1,7 @@
-"""Pretrains the encoder: masked latent prediction, inverse dynamics, or both.
+"""Pretrains the encoder: masked latent prediction, state reading, or both.
 
-Masked latent prediction is that of V-JEPA 2 with the dense loss of V-JEPA 2.1. Inverse dynamics
-asks which action lies between two frames of an episode; what answers it knows hand and gripper.
+Masked latent prediction is that of V-JEPA 2 with the dense loss of V-JEPA 2.1. State reading asks
+for position, rotation and gripper of the end-effector in a frame, which recordings hold anyway.
 """
 
 import copy
@@ -21,13 +21,13 @@ from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encoder import VideoEncoder
 from worldmodel.images import Crop, fit_frames
-from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import encode_frames, normalise_rgb
-from worldmodel.losses import inverse_loss, masked_loss, target_features
+from worldmodel.losses import masked_loss, state_loss, target_features
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.masking import LONG_RANGE, SHORT_RANGE, sample_masks
-from worldmodel.pose import GRIPPER, POSITION, action_between
+from worldmodel.pose import GRIPPER, POSITION
 from worldmodel.probes import fit_linear_probe
+from worldmodel.state_head import StateHead
 from worldmodel.training import (
     MetricsLog,
     Precision,
@@ -41,9 +41,6 @@ from worldmodel.training import (
     set_learning_rate,
     step_generators,
 )
-
-MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
-SCALE_PAIRS = 4096  # pairs of frames that the scales of pose and action come from
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,6 @@ class Clips:
         view: What is read.
         ids: Episodes to read.
         clip_frames: Frames of a clip.
-        max_gap: Largest distance of the frames of a pair, in model steps; None draws no pairs.
         frames_in_memory: About how many frames may be kept: episodes are taken in random order
             until there are so many. None keeps all.
         seed: Of that order.
@@ -142,7 +138,6 @@ class Clips:
         ids: list[int],
         *,
         clip_frames: int,
-        max_gap: int | None = None,
         frames_in_memory: int | None = None,
         seed: int = 0,
     ):
@@ -160,31 +155,27 @@ class Clips:
             if frames_in_memory is not None and kept >= frames_in_memory:
                 break
         self.windows = WindowIndex(times, 1 / hz, clip_frames)
-        if max_gap is not None:
-            strides = range(1, max_gap + 1)
-            self.pairs = WindowIndex(times, 1 / hz, 2, strides=strides, max_gap=MAX_GAP_STEPS / hz)
+        self._ends = np.cumsum([len(frames) for frames in self.frames])
 
     @property
     def num_frames(self) -> int:
         """How many frames are in memory."""
-        return sum(len(frames) for frames in self.frames)
+        return int(self._ends[-1])
 
     def sample(self, rng: np.random.Generator, n: int) -> UInt8[Tensor, "n frames height width 3"]:
         """Returns n random clips; a clip of one frame is that frame, to be doubled."""
         episodes, rows = self.windows.sample(rng, n)
         return torch.from_numpy(_gather(self.frames, episodes, rows))
 
-    def sample_pairs(
+    def sample_states(
         self, rng: np.random.Generator, n: int
-    ) -> tuple[UInt8[Tensor, "n 2 height width 3"], Float[Tensor, "n 2 7"]]:
-        """Returns n random pairs of an earlier and a later frame, and proprio at both."""
-        episodes, rows = self.pairs.sample(rng, n)
+    ) -> tuple[UInt8[Tensor, "n height width 3"], Float[Tensor, "n 7"]]:
+        """Returns n random frames, of all in memory, and proprio at them."""
+        places = rng.integers(self.num_frames, size=n)
+        episodes = np.searchsorted(self._ends, places, side="right")
+        rows = places - self._ends[episodes]  # counted from the end of the episode
         frames = _gather(self.frames, episodes, rows)
         return torch.from_numpy(frames), torch.from_numpy(_gather(self.proprio, episodes, rows))
-
-    def sample_poses(self, rng: np.random.Generator, n: int) -> Float[Tensor, "n 2 7"]:
-        """Returns the proprio of n random pairs."""
-        return torch.from_numpy(_gather(self.proprio, *self.pairs.sample(rng, n)))
 
 
 def _gather(arrays: list[np.ndarray], episodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -217,8 +208,8 @@ def pretrain(
     model_hz: float | None = None,
     frames_in_memory: int | None = None,
     masked_weight: float = 1.0,
-    inverse_weight: float = 0.0,
-    inverse_max_gap: int = 10,
+    state_weight: float = 0.0,
+    state_batch_size: int | None = None,
     merge: int = 2,
     precision: Precision = "auto",
 ) -> PretrainResult:
@@ -240,7 +231,7 @@ def pretrain(
         context_loss_weight: Weight of the loss at visible tokens.
         ema: Momentum of the target encoder at the first and at the last step.
         schedule: Learning rate and number of steps.
-        batch_size: Clips a step, and pairs of frames if there is an inverse loss.
+        batch_size: Clips a step.
         weight_decay: AdamW weight decay.
         validation_fraction: Share of episodes kept for the probe.
         seed: Seed of initialisation, batches and masks.
@@ -253,20 +244,21 @@ def pretrain(
         frames_in_memory: About how many frames to keep in memory, of randomly chosen episodes (49
             kB each of 128 pixels); None keeps all.
         masked_weight: Weight of masked latent prediction; 0 leaves it out.
-        inverse_weight: Weight of inverse dynamics: the action between two frames of an episode,
-            read from their latents by a small head that is thrown away; 0 leaves it out.
-        inverse_max_gap: Largest distance of two such frames, in model steps.
+        state_weight: Weight of state reading: proprio at a frame, read from its latents by a small
+            head that is thrown away; 0 leaves it out.
+        state_batch_size: Frames whose state is read, a step; None is as many as clips.
         merge: Side of the square of tokens joined into one before head and probe, as in planning.
         precision: See `worldmodel.training.autocast`.
 
     Raises:
         ValueError: Steps are to be made, but neither loss has a weight.
     """
-    if schedule.steps and not masked_weight and not inverse_weight:
+    if schedule.steps and not masked_weight and not state_weight:
         raise ValueError(
-            "masked_weight and inverse_weight are both 0, so there is nothing to learn; set one, "
+            "masked_weight and state_weight are both 0, so there is nothing to learn; set one, "
             "or schedule.steps=0 for an encoder with its first weights"
         )
+    num_states = batch_size if state_batch_size is None else state_batch_size
     where = select_device(device)
     view = View(source, camera, model_hz=model_hz, image_size=image_size, crop=crop)
     train_ids, validation_ids = split_episodes(source.ids(), validation_fraction, seed=0)
@@ -274,7 +266,6 @@ def pretrain(
         view,
         train_ids,
         clip_frames=clip_frames,
-        max_gap=inverse_max_gap if inverse_weight else None,
         frames_in_memory=frames_in_memory,
         seed=seed,
     )
@@ -290,13 +281,12 @@ def pretrain(
             num_heads=predictor_heads,
         )
         head = None
-        if inverse_weight:
-            head = InverseDynamics(
+        if state_weight:
+            head = StateHead(
                 latent_dim=encoder.embed_dim * merge**2,
                 num_tokens=(height // encoder.patch_size // merge) ** 2,
             )
-            poses = clips.sample_poses(np.random.default_rng(seed), SCALE_PAIRS)
-            head.set_scales(poses[:, 0], poses[:, 1])
+            head.set_scales(torch.from_numpy(np.concatenate(clips.proprio)))
             head = head.to(where)
     encoder, predictor = encoder.to(where), predictor.to(where)
     target = copy.deepcopy(encoder).requires_grad_(False)
@@ -312,7 +302,7 @@ def pretrain(
         target.load_state_dict(state["target"])
         optimizer.load_state_dict(state["optimizer"])
         if head is not None:
-            head.load_state_dict(state["inverse"])
+            head.load_state_dict(state["state_head"])
     log = MetricsLog(run, resume_step=first - 1)
 
     bar = tqdm(
@@ -351,18 +341,17 @@ def pretrain(
             # Spread of a token's features over the batch: near zero means the encoder collapsed.
             metrics["target_std"] = float(targets.std(dim=0).mean())
         if head is not None:
-            pair, proprio = (x.to(where) for x in clips.sample_pairs(rng, batch_size))
+            frames, proprio = (x.to(where) for x in clips.sample_states(rng, num_states))
             with autocast(where, precision):
-                latents = encode_frames(encoder, pair.flatten(0, 1), merge).unflatten(0, (-1, 2))
-                # Both ways: the images are encoded anyway.
-                first, second = latents.unbind(1)
-                start, end = proprio.unbind(1)
-                there = inverse_loss(head, first, second, start, action_between(start, end))
-                back = inverse_loss(head, second, first, end, action_between(end, start))
-                loss = inverse_weight * (there + back) / 2
+                read = state_loss(head, encode_frames(encoder, frames, merge), proprio)
+            loss = state_weight * read.total
             loss.backward()
             metrics["loss"] += loss.item()
-            metrics["loss_inverse"] = loss.item() / inverse_weight
+            metrics |= {
+                "loss_position": read.position.item(),
+                "loss_rotation": read.rotation.item(),
+                "loss_gripper": read.gripper.item(),
+            }
         optimizer.step()
         update_ema(target, encoder, ema[0] + (ema[1] - ema[0]) * step / schedule.steps)
         if step % log_every == 0 or step == schedule.steps:
@@ -377,7 +366,7 @@ def pretrain(
                     "predictor": predictor.state_dict(),
                     "target": target.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "inverse": head.state_dict() if head is not None else {},
+                    "state_head": head.state_dict() if head is not None else {},
                 },
             )
 
@@ -386,7 +375,8 @@ def pretrain(
         lines,
         run / "curves.png",
         groups={
-            "loss": ["loss_hidden", "loss_context", "loss_inverse"],
+            "loss": ["loss_hidden", "loss_context"],
+            "state read": ["loss_position", "loss_rotation", "loss_gripper"],
             "spread of targets": ["target_std"],
             "learning rate": ["learning_rate"],
         },
@@ -404,8 +394,8 @@ def pretrain(
             "episodes_left_out": len(train_ids) - len(clips.frames),
             "frames": clips.num_frames,
             "masked_weight": masked_weight,
-            "inverse_weight": inverse_weight,
-            "inverse_max_gap": inverse_max_gap if inverse_weight else None,
+            "state_weight": state_weight,
+            "state_batch_size": num_states,
             "steps": schedule.steps,
             "batch_size": batch_size,
             "seed": seed,

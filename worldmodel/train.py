@@ -1,11 +1,11 @@
 """Post-trains the action-conditioned predictor on the cached latents of a frozen encoder.
 
-An inverse dynamics model can be trained beside it, on the same windows: it learns to propose the
-actions whose outcome the predictor learns to imagine. They share nothing but the latents.
+A state head can be trained beside it, on the frames of the same windows: what it reads from a goal
+proposes where to go. They share nothing but the latents.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import WindowIndex, split_episodes
 from worldmodel.encode import LatentJob
-from worldmodel.inverse import MIN_ACTION_STD, MIN_POSE_STD, InverseDynamics
 from worldmodel.jepa import JEPA
-from worldmodel.losses import DISTANCES, Distance, PredictionLoss, inverse_loss, prediction_loss
-from worldmodel.pose import action_between
+from worldmodel.losses import DISTANCES, Distance, PredictionLoss, prediction_loss, state_loss
+from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.state_head import MIN_POSE_STD, StateHead
 from worldmodel.training import (
     MetricsLog,
     Precision,
@@ -43,8 +43,29 @@ STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
 MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
 VALIDATION_WINDOWS = 512
-AXES = ("x_cm", "y_cm", "z_cm", "roll_rad", "pitch_rad", "yaw_rad", "gripper")
-PER_AXIS = torch.tensor([100.0, 100.0, 100.0, 1.0, 1.0, 1.0, 1.0])  # from metres to centimetres
+MIN_ACTION_STD = 0.01  # [m, rad, gripper]; keeps an axis that never moves from exploding
+GRIPPER_CLOSED = 0.2  # of 1; a gripper further closed than this counts as closed
+
+
+@dataclass(frozen=True)
+class StateError:
+    """How far the states read from held-out frames are off, on average.
+
+    Attributes:
+        x_cm: Of the position, along x.
+        y_cm: Along y.
+        z_cm: Along z.
+        rotation_rad: Angle between the rotation read and the true one.
+        gripper: Of the gripper, of 1.
+        gripper_accuracy: Share of frames in which it is rightly read as open or closed.
+    """
+
+    x_cm: float
+    y_cm: float
+    z_cm: float
+    rotation_rad: float
+    gripper: float
+    gripper_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -57,15 +78,15 @@ class TrainResult:
         copy_loss: That of predicting no change, on the same windows.
         shuffled_loss: That with the actions of other windows; near `validation_loss` means that the
             model ignores the action.
-        inverse_error: Mean absolute error of the actions read from two neighbouring frames of
-            held-out windows: by stride, then by axis (`AXES`). Empty without an inverse model.
+        state_error: How far the states read from held-out frames are off; None without a state
+            head.
     """
 
     checkpoint: Path
     validation_loss: float
     copy_loss: float
     shuffled_loss: float
-    inverse_error: dict[int, dict[str, float]]
+    state_error: StateError | None
 
 
 @dataclass(frozen=True)
@@ -90,18 +111,7 @@ class Windows:
 
     def sample(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
         """Returns raw latents (n, F, N, D) and proprio (n, F, 7) of n windows."""
-        return self._read(*self.index.sample(rng, n))
-
-    def sample_with_strides(
-        self, rng: np.random.Generator, n: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what `sample` returns, and the stride (n,) of each window."""
-        windows = [self.index[i] for i in rng.integers(len(self.index), size=n).tolist()]
-        episodes = np.array([window.episode for window in windows])
-        latents, proprio = self._read(episodes, np.stack([window.frames for window in windows]))
-        return latents, proprio, torch.tensor([window.stride for window in windows])
-
-    def _read(self, episodes: np.ndarray, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+        episodes, frames = self.index.sample(rng, n)
         latents = self.cache.gather(self.ids[episodes], frames)
         proprio = self.cache.gather_proprio(self.ids[episodes], frames)
         return torch.from_numpy(latents), torch.from_numpy(proprio)
@@ -127,11 +137,11 @@ def train(
     validate_every: int,
     save_every: int,
     dtype: Literal["float32", "float16"] = "float32",
-    inverse_weight: float = 1.0,
     distance: Distance = "l1",
+    state_weight: float = 1.0,
     precision: Precision = "auto",
 ) -> TrainResult:
-    """Trains a predictor, and inverse dynamics beside it, and writes them to `run/model`.
+    """Trains a predictor, and a state head beside it, and writes them to `run/model`.
 
     A run folder that already holds a state goes on from it; the loss curve is the same as if it
     had never stopped.
@@ -159,8 +169,8 @@ def train(
         save_every: Steps between saved states.
         dtype: Precision of the stored model.
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
-        inverse_weight: Weight of the loss of the inverse dynamics model, which learns nothing from
-            the predictor, nor the predictor from it; 0 trains none.
+        state_weight: Weight of the loss of the state head, which learns nothing from the predictor,
+            nor the predictor from it; 0 trains none.
         precision: See `worldmodel.training.autocast`.
     """
     if dtype not in STORED_DTYPES:
@@ -183,9 +193,9 @@ def train(
         torch.manual_seed(seed)
         latent_dim = frozen.embed_dim * merge**2
         predictor = build_predictor(latent_dim=latent_dim, grid_size=(side, side))
-        inverse = None
-        if inverse_weight:
-            inverse = InverseDynamics(latent_dim=latent_dim, num_tokens=side**2)
+        state_head = None
+        if state_weight:
+            state_head = StateHead(latent_dim=latent_dim, num_tokens=side**2)
     samples = windows.sample(np.random.default_rng(seed), 4096)[1]
     world = JEPA(
         encoder=frozen,
@@ -201,12 +211,12 @@ def train(
         .flatten(0, 1)
         .quantile(0.99, dim=0)
         .tolist(),
-        inverse=inverse,
+        state_head=state_head,
     )
     set_input_scales(world, latents, train_ids, samples)
     world = world.to(where)
     world.encoder.requires_grad_(False)
-    trained = [world.predictor] if inverse is None else [world.predictor, inverse]
+    trained = [world.predictor] if state_head is None else [world.predictor, state_head]
     optimizer = make_optimizer(trained, weight_decay=weight_decay)
 
     def batch_of(raw: Tensor, proprio: Tensor) -> Batch:
@@ -231,19 +241,18 @@ def train(
         first = state["step"] + 1
         world.predictor.load_state_dict(state["predictor"])
         optimizer.load_state_dict(state["optimizer"])
-        if inverse is not None:
-            inverse.load_state_dict(state["inverse"])
+        if state_head is not None:
+            state_head.load_state_dict(state["state_head"])
     log = MetricsLog(run, resume_step=first - 1)
-    *arrays, held_out_strides = held_out.sample_with_strides(
-        np.random.default_rng(seed), VALIDATION_WINDOWS
-    )
-    validation = batch_of(*arrays)
+    validation = batch_of(*held_out.sample(np.random.default_rng(seed), VALIDATION_WINDOWS))
 
-    def errors_by_stride() -> dict[int, dict[str, float]]:
-        if inverse is None:
-            return {}
+    @torch.no_grad()
+    def error_of_states() -> StateError | None:
+        if state_head is None:
+            return None
         with autocast(where, precision):
-            return inverse_errors(inverse, validation, held_out_strides)
+            read = state_head(validation.latents.flatten(0, 1))
+        return state_error(read, validation.proprio.flatten(0, 1))
 
     bar = tqdm(
         range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="train"
@@ -256,11 +265,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         metrics = {}
-        if inverse is not None:
+        if state_head is not None:
             with autocast(where, precision):
-                read = inverse_loss(inverse, *pairs_of(batch))
-            (inverse_weight * read).backward()
-            metrics["loss_inverse"] = read.item()
+                frames, states = batch.latents.flatten(0, 1), batch.proprio.flatten(0, 1)
+                read = state_loss(state_head, frames, states).total
+            (state_weight * read).backward()
+            metrics["loss_state"] = read.item()
         for module in trained:
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
@@ -273,9 +283,9 @@ def train(
                 "learning_rate": schedule(step),
             }
             if validates:
-                metrics |= validate(world, validation, loss_of, distance=distance) | mean_errors(
-                    errors_by_stride()
-                )
+                metrics |= validate(world, validation, loss_of, distance=distance)
+                if (error := error_of_states()) is not None:
+                    metrics |= {f"state_{name}": value for name, value in asdict(error).items()}
             log.write(step, metrics)
             bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
         if step % save_every == 0 or last:
@@ -285,7 +295,7 @@ def train(
                     "step": step,
                     "predictor": world.predictor.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "inverse": inverse.state_dict() if inverse is not None else {},
+                    "state_head": state_head.state_dict() if state_head is not None else {},
                 },
             )
 
@@ -295,13 +305,13 @@ def train(
         groups={
             "training loss": ["loss_teacher_forcing", "loss_rollout"],
             "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
-            "actions read": ["loss_inverse", *(f"inverse_{axis}" for axis in AXES)],
+            "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
             "learning rate": ["learning_rate"],
         },
         title="action-conditioned prediction",
     )
     final = validate(world, validation, loss_of, distance=distance)
-    by_stride = errors_by_stride()
+    error = error_of_states()
     checkpoint.save(
         world,
         run / "model",
@@ -322,8 +332,8 @@ def train(
             "device": where.type,
             "precision": precision,
             "distance": distance,
-            "inverse_weight": inverse_weight,
-            "inverse_error": by_stride,
+            "state_weight": state_weight,
+            "state_error": asdict(error) if error is not None else None,
             **final,
         },
         dtype=STORED_DTYPES[dtype],
@@ -333,26 +343,7 @@ def train(
         final["validation_loss"],
         final["copy_loss"],
         final["shuffled_loss"],
-        by_stride,
-    )
-
-
-def pairs_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the pairs of frames of windows that an inverse model learns from.
-
-    They are all neighbours, and the first with the last frame.
-
-    Returns:
-        Latents of the earlier and of the later frames (n, N, D), proprio at the earlier ones
-        (n, 7), and the actions that lead there (n, 7).
-    """
-    z, proprio = batch.latents, batch.proprio
-    whole = action_between(proprio[:, :1], proprio[:, -1:])
-    return (
-        torch.cat((z[:, :-1], z[:, :1]), dim=1).flatten(0, 1),
-        torch.cat((z[:, 1:], z[:, -1:]), dim=1).flatten(0, 1),
-        torch.cat((proprio[:, :-1], proprio[:, :1]), dim=1).flatten(0, 1),
-        torch.cat((batch.actions, whole), dim=1).flatten(0, 1),
+        error,
     )
 
 
@@ -371,8 +362,8 @@ def set_input_scales(
     predictor.proprio_std.copy_(features.std(0).clamp_min(MIN_POSE_STD))
     actions = action_between(proprio[:, :-1], proprio[:, 1:]).flatten(0, 1)
     predictor.action_std.copy_(actions.std(0).clamp_min(MIN_ACTION_STD))
-    if world.inverse is not None:
-        world.inverse.set_scales(proprio[:, 0], proprio[:, -1])
+    if world.state_head is not None:
+        world.state_head.set_scales(proprio.flatten(0, 1))
 
 
 @torch.no_grad()
@@ -397,34 +388,18 @@ def validate(
     }
 
 
-@torch.no_grad()
-def inverse_errors(
-    inverse: InverseDynamics, batch: Batch, strides: Tensor
-) -> dict[int, dict[str, float]]:
-    """Returns the mean absolute errors of the actions read from neighbouring frames.
-
-    Args:
-        inverse: The inverse model.
-        batch: Held-out windows.
-        strides: Stride (B,) of each.
-
-    Returns:
-        By stride, then by axis (`AXES`: centimetres, radians, gripper).
-    """
-    z, proprio = batch.latents, batch.proprio[:, :-1]
-    read = inverse(z[:, :-1].flatten(0, 1), z[:, 1:].flatten(0, 1), proprio.flatten(0, 1))
-    error = (read.view_as(batch.actions) - batch.actions).abs().cpu() * PER_AXIS  # (B, F - 1, 7)
-    return {
-        stride: dict(zip(AXES, error[strides == stride].mean(dim=(0, 1)).tolist(), strict=True))
-        for stride in strides.unique().tolist()
-    }
-
-
-def mean_errors(by_stride: dict[int, dict[str, float]]) -> dict[str, float]:
-    """Returns the errors of `inverse_errors` averaged over strides, named for the metrics."""
-    if not by_stride:
-        return {}
-    return {
-        f"inverse_{axis}": float(np.mean([errors[axis] for errors in by_stride.values()]))
-        for axis in AXES
-    }
+def state_error(read: Float[Tensor, "n 7"], true: Float[Tensor, "n 7"]) -> StateError:
+    """Returns how far states that were read are off."""
+    error = (read - true).abs().mean(0)
+    x_cm, y_cm, z_cm = (100 * error[POSITION]).tolist()
+    turned = euler_to_matrix(read[:, ROTATION]) - euler_to_matrix(true[:, ROTATION])
+    chord = turned.flatten(1).norm(dim=1) / 8**0.5  # the sine of half the angle
+    closed = read[:, GRIPPER] > GRIPPER_CLOSED, true[:, GRIPPER] > GRIPPER_CLOSED
+    return StateError(
+        x_cm=x_cm,
+        y_cm=y_cm,
+        z_cm=z_cm,
+        rotation_rad=float(2 * chord.clamp(max=1).arcsin().mean()),
+        gripper=float(error[GRIPPER]),
+        gripper_accuracy=float((closed[0] == closed[1]).float().mean()),
+    )

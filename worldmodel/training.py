@@ -125,10 +125,21 @@ def autocast(device: torch.device, precision: Precision = "auto") -> torch.autoc
     Raises:
         ValueError: The precision is another word.
     """
+    lower = resolve_precision(device, precision) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower)
+
+
+def resolve_precision(device: torch.device, precision: Precision) -> Literal["float32", "bfloat16"]:
+    """Returns what "auto" is on this device, see `autocast`, and anything else as it is.
+
+    Raises:
+        ValueError: The precision is another word.
+    """
+    if precision == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    lower = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower)
+    return precision
 
 
 class MetricsLog:

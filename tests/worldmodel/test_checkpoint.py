@@ -7,8 +7,8 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.adaln_predictor import AdaLNPredictor
-from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA
+from worldmodel.state_head import StateHead
 
 
 @torch.inference_mode()
@@ -83,17 +83,19 @@ def test_saving_again_replaces_the_checkpoint(make_world, make_motion, tmp_path:
     assert torch.equal(outputs(checkpoint.load(tmp_path), make_motion), expected)
 
 
-def test_inverse_dynamics_come_back_and_a_world_without_says_nothing_of_them(
+def test_a_state_head_comes_back_and_a_world_without_says_nothing_of_it(
     make_world, tmp_path: Path
 ) -> None:
     world = make_world(merge=2)
     checkpoint.save(world, tmp_path / "without", provenance={})
     config = json.loads((tmp_path / "without" / "config.json").read_text())
-    assert "inverse" not in config and "inverse" not in config["jepa"]  # as older programs read it
-    assert checkpoint.load(tmp_path / "without").inverse is None
+    assert (
+        "state_head" not in config and "state_head" not in config["jepa"]
+    )  # as older programs read it
+    assert checkpoint.load(tmp_path / "without").state_head is None
 
-    world.inverse = InverseDynamics(latent_dim=96, num_tokens=4, hidden_dim=20, num_hidden=1)
-    world.inverse.action_std.fill_(0.3)
+    world.state_head = StateHead(latent_dim=96, num_tokens=4, hidden_dim=20, num_hidden=1)
+    world.state_head.pose_std.fill_(0.3)
     checkpoint.save(world, tmp_path / "with", provenance={})
     loaded = checkpoint.load(tmp_path / "with")
     generator = torch.Generator().manual_seed(0)

@@ -60,13 +60,23 @@ def test_the_cache_holds_what_the_encoder_sees(few_spots: Path, tmp_path: Path) 
 def test_whatever_changes_latents_changes_the_cache(few_spots: Path, tmp_path: Path) -> None:
     changes = [{}, {"merge": 1}, {"seed": 1}, {"crop": "square"}, {"model_hz": 2.0}]
     changes += [{"dtype": "int8"}, {"pool": 2}, {"image_size": 16, "crop": "square"}]
+    changes += [{"precision": "bfloat16"}]
     paths = [encoded(few_spots, tmp_path, **change).path for change in changes]
     assert len(set(paths)) == len(changes)
     assert encoded(few_spots, tmp_path).path == paths[0]
 
 
+def test_latents_in_bfloat16_are_close_but_not_the_same(few_spots: Path, tmp_path: Path) -> None:
+    exact = encoded(few_spots, tmp_path).latents(2)
+    rounded = encoded(few_spots, tmp_path, precision="bfloat16").latents(2)
+    assert 1e-3 < np.abs(rounded - exact).max() < 0.1
+    with pytest.raises(ValueError, match="precision must be one of .*, got 'half'"):
+        encoded(few_spots, tmp_path, precision="half")
+
+
 def test_an_encoder_pickles_with_its_weights(few_spots: Path) -> None:
-    run = FrameEncoder(an_encoder(), image_size=32, crop="none", merge=2, device="cpu")
+    settings = {"image_size": 32, "crop": "none", "merge": 2, "device": "cpu"}
+    run = FrameEncoder(an_encoder(), **settings, precision="bfloat16")
     copy = pickle.loads(pickle.dumps(run))
     frames = EpisodeStore(few_spots).read_frames(0, "exterior")
     np.testing.assert_array_equal(copy(frames), run(frames))

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from worldmodel.encoder import VideoEncoder
 from worldmodel.images import fit_frames
-from worldmodel.inverse import InverseDynamics
 from worldmodel.jepa import JEPA, encode_frames, normalise_rgb
 from worldmodel.planners.interfaces import WorldModel
-from worldmodel.pose import integrate
+from worldmodel.pose import action_between, integrate
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.state_head import StateHead, pose_vector
 
 
 def frames_of(batch: int, steps: int, size: int = 32) -> Tensor:
@@ -200,23 +200,36 @@ def test_under_autocast_poses_are_integrated_exactly(make_world, make_motion, mo
 
 
 @torch.inference_mode()
-def test_proposals_are_read_from_the_frame_to_the_goal(make_world, make_motion) -> None:
+def test_proposals_lead_from_the_measured_state_to_the_one_read_from_the_goal(
+    make_world, make_motion
+) -> None:
     world, (proprio, _) = make_world(), make_motion(2, 1)
     now, goal = world.encode(frames_of(2, 2)).unbind(1)
-    with pytest.raises(ValueError, match="train it with inverse_weight above 0"):
+    with pytest.raises(ValueError, match="train it with state_weight above 0"):
         world.propose(now, proprio[:, 0], goal)
-    world.inverse = InverseDynamics(latent_dim=24, num_tokens=16)
+    world.state_head = StateHead(latent_dim=24, num_tokens=16)
     proposed = world.propose(now, proprio[:, 0], goal)
-    assert proposed.shape == (2, 7)
-    assert torch.equal(proposed, world.inverse(now, goal, proprio[:, 0]))
-    assert not torch.equal(proposed, world.propose(goal, proprio[:, 0], now))
+    there = integrate(proprio[:, 0], proposed)
+    torch.testing.assert_close(pose_vector(there), pose_vector(world.state_head(goal)))
+    assert not torch.allclose(world.propose(now, proprio[:, 0], now), proposed, atol=1e-3)
 
 
-def test_an_inverse_model_of_another_size_is_refused(make_encoder, make_predictor) -> None:
-    inverse = InverseDynamics(latent_dim=24, num_tokens=4)
-    message = "takes 16 tokens of size 24 a frame, but the inverse model 4 of size 24"
+@torch.inference_mode()
+def test_under_autocast_a_proposal_is_as_exact_as_what_was_read(make_world, make_motion) -> None:
+    world, (proprio, _) = make_world(), make_motion(2, 1)
+    world.state_head = StateHead(latent_dim=24, num_tokens=16)
+    goal = world.encode(frames_of(2, 1))[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        there = world.state_head(goal)
+        proposed = world.propose(goal, proprio[:, 0], goal)
+    assert torch.equal(proposed, action_between(proprio[:, 0], there))
+
+
+def test_a_state_head_of_another_size_is_refused(make_encoder, make_predictor) -> None:
+    head = StateHead(latent_dim=24, num_tokens=4)
+    message = "takes 16 tokens of size 24 a frame, but the state head 4 of size 24"
     with pytest.raises(ValueError, match=message):
-        JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=32, inverse=inverse)
+        JEPA(encoder=make_encoder(), predictor=make_predictor(), image_size=32, state_head=head)
 
 
 def test_a_jepa_is_what_planners_call_a_world_model(make_world) -> None:

@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.losses import context_weights, masked_loss, prediction_loss, target_features
+from worldmodel.losses import (
+    context_weights,
+    masked_loss,
+    prediction_loss,
+    state_loss,
+    target_features,
+)
 from worldmodel.mask_predictor import MaskPredictor
 from worldmodel.masking import SHORT_RANGE, sample_masks
+from worldmodel.state_head import StateHead, pose_vector
 
 
 class Drift:
@@ -190,3 +197,21 @@ def test_the_squared_distance_is_the_mean_square(without_shape_checks) -> None:
     assert loss.teacher_forcing.item() == pytest.approx(0.25)
     with pytest.raises(ValueError, match="distance must be 'l1' or 'l2', got 'l3'"):
         prediction_loss(Drift(1.0), *drifting(4, step=1.0), distance="l3")  # type: ignore[arg-type]
+
+
+def test_the_groups_of_a_state_count_alike_however_many_numbers_they_have() -> None:
+    head = StateHead(latent_dim=3, num_tokens=2)
+    proprio = torch.tensor([[0.4, 0.1, 0.2, 3.1, 0.1, -0.5, 0.7]]).repeat(2, 1)
+    right = pose_vector(proprio[0])
+    off = torch.tensor([1.05, 0, 0, 2.05, 0, 0, 0, 0, 0, 0.02])
+    with torch.no_grad():
+        head.pose_std.fill_(0.5)
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.mlp[-1].bias.copy_(right / 0.5 + off)  # what every frame is read as
+        loss = state_loss(head, torch.zeros(2, 2, 3), proprio)
+    # Beyond 0.1 linear, less half of that; below quadratic: 0.02^2 / (2 * 0.1).
+    assert float(loss.position) == pytest.approx(1.0 / 3, rel=1e-4)
+    assert float(loss.rotation) == pytest.approx(2.0 / 6, rel=1e-4)
+    assert float(loss.gripper) == pytest.approx(0.002, rel=1e-3)
+    assert float(loss.total) == pytest.approx((1 / 3 + 0.5 / 3 + 0.002) / 2.5, rel=1e-4)

@@ -21,7 +21,9 @@ def run_pretrain(
     schedule: Schedule,
     seed: int = 0,
     masked_weight: float = 1.0,
-    inverse_weight: float = 0.0,
+    state_weight: float = 0.0,
+    batch_size: int = 8,
+    state_batch_size: int | None = None,
     frames_in_memory: int | None = None,
 ) -> PretrainResult:
     run.mkdir(exist_ok=True)
@@ -38,7 +40,7 @@ def run_pretrain(
         context_loss_weight=0.5,
         ema=(0.9, 0.99),
         schedule=schedule,
-        batch_size=8,
+        batch_size=batch_size,
         weight_decay=0.04,
         validation_fraction=0.2,
         seed=seed,
@@ -46,14 +48,14 @@ def run_pretrain(
         log_every=1,
         save_every=3,
         masked_weight=masked_weight,
-        inverse_weight=inverse_weight,
-        inverse_max_gap=4,
+        state_weight=state_weight,
+        state_batch_size=state_batch_size,
         frames_in_memory=frames_in_memory,
         precision="float32",
     )
 
 
-run_both = partial(run_pretrain, inverse_weight=0.5)
+run_both = partial(run_pretrain, state_weight=0.5)
 
 
 SIX_STEPS = Schedule(name="cosine", peak=1e-3, steps=6, warmup_steps=2)
@@ -95,7 +97,7 @@ def test_a_run_killed_and_resumed_has_the_same_curve_and_the_same_weights(
         assert (tmp_path / file).read_bytes() == (finished / file).read_bytes(), file
 
 
-def test_a_run_with_inverse_dynamics_killed_and_resumed_is_the_same_too(
+def test_a_run_with_state_reading_killed_and_resumed_is_the_same_too(
     spot_store: Path, killed_at_step_six, tmp_path: Path
 ) -> None:
     run_both(spot_store, tmp_path / "whole", schedule=SIX_STEPS)
@@ -105,20 +107,34 @@ def test_a_run_with_inverse_dynamics_killed_and_resumed_is_the_same_too(
         whole, killed = (tmp_path / name / file for name in ("whole", "killed"))
         assert killed.read_bytes() == whole.read_bytes(), file
     line = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
-    parts = line["loss_hidden"] + 0.5 * line["loss_context"] + 0.5 * line["loss_inverse"]
-    assert line["loss"] == pytest.approx(parts, rel=1e-5)
+    masked = line["loss_hidden"] + 0.5 * line["loss_context"]
+    state = (line["loss_position"] + 0.5 * line["loss_rotation"] + line["loss_gripper"]) / 2.5
+    assert line["loss"] == pytest.approx(masked + 0.5 * state, rel=1e-5)
+    config = checkpoint.read_config(tmp_path / "whole" / "encoder", kind="encoder")
+    assert config["provenance"]["state_weight"] == 0.5
 
 
-def test_inverse_dynamics_alone_teaches_the_encoder_where_the_hand_is(
+def test_state_reading_alone_teaches_the_encoder_where_the_hand_is(
     spot_store: Path, tmp_path: Path
 ) -> None:
-    """The spot's place is what tells the action; 50 steps halve the loss of reading it."""
+    """The spot's place is the position; neither rotation nor gripper ever changes."""
     schedule = Schedule(name="cosine", peak=3e-3, steps=50, warmup_steps=5)
-    run_pretrain(spot_store, tmp_path, schedule=schedule, masked_weight=0, inverse_weight=1)
+    run_pretrain(spot_store, tmp_path, schedule=schedule, masked_weight=0, state_weight=1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss_inverse"] for line in lines]
     assert "loss_hidden" not in lines[0]
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    losses = [line["loss_position"] for line in lines]
+    assert np.mean(losses[-5:]) < 0.3 * np.mean(losses[:5])
+    assert lines[-1]["loss_rotation"] < 0.01 and lines[-1]["loss_gripper"] < 0.01
+
+
+def test_states_are_read_from_a_batch_of_their_own_size(spot_store: Path, tmp_path: Path) -> None:
+    read = partial(run_pretrain, spot_store, schedule=SIX_STEPS, masked_weight=0, state_weight=1)
+    read(tmp_path / "as_many_as_clips", batch_size=5)
+    read(tmp_path / "own", batch_size=8, state_batch_size=5)
+    read(tmp_path / "other", batch_size=5, state_batch_size=8)
+    curves = [(run / "metrics.jsonl").read_text() for run in sorted(tmp_path.iterdir())]
+    as_many, other, own = curves
+    assert own == as_many != other
 
 
 def test_no_steps_leave_an_encoder_with_its_first_weights(spot_store: Path, tmp_path: Path) -> None:
@@ -134,7 +150,7 @@ def test_no_steps_leave_an_encoder_with_its_first_weights(spot_store: Path, tmp_
 
 
 def test_steps_without_an_objective_are_refused(spot_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="masked_weight and inverse_weight are both 0"):
+    with pytest.raises(ValueError, match="masked_weight and state_weight are both 0"):
         run_pretrain(spot_store, tmp_path, schedule=SIX_STEPS, masked_weight=0)
 
 
@@ -157,26 +173,18 @@ def test_what_was_left_out_of_memory_is_told(spot_store: Path, tmp_path: Path) -
     assert provenance["episodes_left_out"] == result.episodes_left_out > 10
 
 
-def test_pairs_are_of_one_episode_in_order_and_no_further_apart_than_allowed(
-    spot_store: Path,
-) -> None:
+def test_states_are_drawn_from_all_frames_with_the_proprio_at_each(spot_store: Path) -> None:
     store, view = EpisodeStore(spot_store), View(open_source(spot_store), "exterior")
-    clips = Clips(view, [3, 5], clip_frames=1, max_gap=4)
-    frames, proprio = clips.sample_pairs(np.random.default_rng(0), 60)
-    gaps = set()
-    for pair, states in zip(frames.numpy(), proprio.numpy(), strict=True):
-        places = [
-            (i, np.flatnonzero((store.read(i).proprio == state).all(-1))[0])
-            for state in states
-            for i in (3, 5)
-            if (store.read(i).proprio == state).all(-1).any()
-        ]
-        (first, row), (second, later) = places
-        assert first == second
-        gaps.add(int(later - row))
-        shown = store.read_frames(first, "exterior")
-        assert (shown[[row, later]] == pair).all()
-    assert gaps == {1, 2, 3, 4}
+    clips = Clips(view, [3, 5], clip_frames=2)  # no clip begins at a last frame
+    frames, proprio = clips.sample_states(np.random.default_rng(0), 400)
+    shown = np.concatenate([store.read_frames(i, "exterior") for i in (3, 5)])
+    known = np.concatenate([store.read(i).proprio for i in (3, 5)])
+    drawn = set()
+    for frame, state in zip(frames.numpy(), proprio.numpy(), strict=True):
+        (place,) = np.flatnonzero((known == state).all(-1))
+        assert (shown[place] == frame).all()
+        drawn.add(int(place))
+    assert drawn == set(range(26))
 
 
 def test_another_seed_gives_another_run(finished: Path, spot_store: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
 from worldmodel.predictor import ActionConditionedPredictor
-from worldmodel.train import AXES, TrainResult, train
+from worldmodel.train import TrainResult, state_error, train
 from worldmodel.training import Precision, Schedule
 
 SIX_STEPS = Schedule(name="cosine", peak=1e-2, steps=6, warmup_steps=2)
@@ -38,7 +38,7 @@ def run_train(
     validation_fraction: float = 0.2,
     validate_every: int = 2,
     dtype: Literal["float32", "float16"] = "float32",
-    inverse_weight: float = 1.0,
+    state_weight: float = 1.0,
     precision: Precision = "float32",
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def run_train(
         validate_every=validate_every,
         save_every=3,
         dtype=dtype,
-        inverse_weight=inverse_weight,
+        state_weight=state_weight,
         precision=precision,
     )
 
@@ -95,9 +95,10 @@ def test_a_run_leaves_a_world_model_curves_and_metrics(finished: Path) -> None:
     provenance = checkpoint.read_config(finished / "model", kind="jepa")["provenance"]
     assert provenance["validation_loss"] == lines[-1]["validation_loss"]
     assert provenance["encoder"] == {"steps": 0}
-    assert list(provenance["inverse_error"]) == ["1"]
-    assert lines[-1]["inverse_x_cm"] == provenance["inverse_error"]["1"]["x_cm"] > 0
-    assert "loss_inverse" in lines[0] and "inverse_x_cm" not in lines[0]
+    assert provenance["state_weight"] == 1
+    assert provenance["state_error"]["x_cm"] == lines[-1]["state_x_cm"] > 0
+    assert provenance["state_error"]["gripper_accuracy"] == lines[-1]["state_gripper_accuracy"] == 1
+    assert "loss_state" in lines[0] and "state_x_cm" not in lines[0]
 
 
 def test_the_world_model_carries_the_scales_of_its_training_data(
@@ -151,11 +152,11 @@ def test_training_learns_what_actions_do(spot_store: Path, tmp_path: Path) -> No
     result = run_train(spot_store, tmp_path / "run", schedule=schedule, validate_every=150)
     assert result.validation_loss < 0.75 * result.copy_loss
     assert result.validation_loss < 0.75 * result.shuffled_loss
-    errors = result.inverse_error[1]
-    assert list(errors) == list(AXES)
-    # x and y move by up to 15 cm: guessing no move at all errs by about 7 cm.
-    assert errors["x_cm"] < 3 and errors["y_cm"] < 3
-    assert errors["z_cm"] < 1 and errors["yaw_rad"] < 0.01
+    error = result.state_error
+    assert error is not None
+    # x and y lie within 60 cm: guessing the middle errs by about 13 cm.
+    assert error.x_cm < 3 and error.y_cm < 3
+    assert error.z_cm < 1 and error.rotation_rad < 0.05 and error.gripper < 0.02
 
     world, store = checkpoint.load(tmp_path / "run" / "model"), EpisodeStore(spot_store)
     _, held_out = split_episodes(store.ids(), 0.2, seed=0)
@@ -165,25 +166,40 @@ def test_training_learns_what_actions_do(spot_store: Path, tmp_path: Path) -> No
     with torch.inference_mode():
         z = world.encode(frames)[:, 0]
         proposed = world.propose(z[:-1], proprio[:-1], z[1:])
-    error = (proposed - action_between(proprio[:-1], proprio[1:])).abs().mean(0)
-    assert float(error[:2].max()) < 0.04  # [m]
+    off = (proposed - action_between(proprio[:-1], proprio[1:])).abs().mean(0)
+    assert float(off[:2].max()) < 0.04  # [m]
 
 
-def test_the_predictor_learns_the_same_with_and_without_inverse_dynamics(
+def test_the_predictor_learns_the_same_with_and_without_a_state_head(
     finished: Path, spot_store: Path, tmp_path: Path
 ) -> None:
-    result = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, inverse_weight=0)
+    result = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, state_weight=0)
     alone, beside = (checkpoint.load(run / "model") for run in (tmp_path / "run", finished))
-    assert result.inverse_error == {}
-    assert alone.inverse is None and beside.inverse is not None
+    assert result.state_error is None
+    assert alone.state_head is None and beside.state_head is not None
     for name, value in alone.predictor.state_dict().items():
         assert torch.equal(beside.predictor.state_dict()[name], value), name
 
 
-def test_errors_of_read_actions_are_told_apart_by_stride(spot_store: Path, tmp_path: Path) -> None:
-    result = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, strides=(1, 4))
-    assert list(result.inverse_error) == [1, 4]
-    assert result.inverse_error[4]["x_cm"] > result.inverse_error[1]["x_cm"]  # longer moves
+def test_the_state_head_carries_the_scales_of_the_poses_it_was_trained_on(finished: Path) -> None:
+    head = checkpoint.load(finished / "model").state_head
+    assert head is not None
+    # x and y are spread over 0.2 to 0.8, the rest is the same everywhere and has the least scale.
+    np.testing.assert_allclose(head.pose_mean[[0, 1, 2, 9]], [0.5, 0.5, 0.3, 0.5], atol=0.03)
+    np.testing.assert_allclose(head.pose_std, [0.16, 0.16, *[0.05] * 8], atol=0.03)
+
+
+def test_errors_of_states_are_in_their_units() -> None:
+    true = torch.tensor([[0.5, 0.0, 0.3, np.pi, 0.0, 0.2, 0.1]]).repeat(4, 1)
+    read = true.clone()
+    read[:, :3] += torch.tensor([0.01, -0.02, 0.0])
+    read[:, 3] = -np.pi  # the same rotation
+    read[:, 5] += 0.3
+    read[:2, 6] += 0.4  # read as closed
+    error = state_error(read, true)
+    assert (error.x_cm, error.y_cm, error.z_cm) == pytest.approx((1, 2, 0), abs=1e-4)
+    assert error.rotation_rad == pytest.approx(0.3, abs=1e-5)
+    assert error.gripper == pytest.approx(0.2) and error.gripper_accuracy == 0.5
 
 
 def test_training_in_bfloat16_keeps_float32_weights_and_almost_the_loss(

@@ -77,6 +77,7 @@ def _latent_job(config: "DictConfig") -> "tuple[LatentJob, dict[str, Any]]":
         model_hz=config.model_hz,
         dtype=config.latent_dtype,
         pool=config.pool,
+        precision=config.encode_precision,
     )
     return job, provenance
 
@@ -118,8 +119,8 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
         context_loss_weight=config.context_loss_weight,
         frames_in_memory=config.frames_in_memory,
         masked_weight=config.masked_weight,
-        inverse_weight=config.inverse_weight,
-        inverse_max_gap=config.inverse_max_gap,
+        state_weight=config.state_weight,
+        state_batch_size=config.state_batch_size,
         merge=config.merge,
         precision=config.precision,
         ema=(config.ema[0], config.ema[1]),
@@ -162,7 +163,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
         strides=list(config.strides),
         rollout_steps=config.rollout_steps,
         distance=config.distance,
-        inverse_weight=config.inverse_weight,
+        state_weight=config.state_weight,
         precision=config.precision,
         schedule=schedule(config),
         batch_size=config.batch_size,
@@ -180,4 +181,10 @@ def train(config: "DictConfig", *, call: Call) -> int:
         f"held-out {config.distance} {result.validation_loss:.4f} (no change "
         f"{result.copy_loss:.4f}, wrong actions {result.shuffled_loss:.4f})"
     )
+    if (error := result.state_error) is not None:
+        print(
+            f"read from a held-out frame: the hand within {error.x_cm:.2f}, {error.y_cm:.2f}, "
+            f"{error.z_cm:.2f} cm along x, y, z and {error.rotation_rad:.3f} rad, the gripper open "
+            f"or closed rightly in {error.gripper_accuracy:.1%}"
+        )
     return 0
