@@ -17,7 +17,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make setup   only create .venv with the worldmodel program in it"
 	@echo "make lint    ruff, pyright, import-linter"
-	@echo "make weights train the shipped world model again, from simulation to checkpoint (hours)"
+	@echo "make weights train the shipped world model again, from simulation to checkpoint (an hour and more)"
 	@echo "make clean   remove .venv and build products (runs/ and datasets/ are kept)"
 
 setup: $(STAMP)
@@ -35,7 +35,7 @@ lint: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 
-# How worldmodel/weights/default was made: RECIPE=cpu (two cores, overnight) or RECIPE=gpu. What is done is not done again.
+# How worldmodel/weights/default was made: RECIPE=cpu (two cores) or RECIPE=gpu. What is done is not done again.
 RECIPE ?= cpu
 weights: setup
 	$(BIN)/worldmodel recipe +experiment=recipe_$(RECIPE) run=runs/weights-$(RECIPE) minutes=null

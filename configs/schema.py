@@ -312,7 +312,7 @@ class BenchmarkConfig(ExecutorConfig):
 class SweepConfig(ExecutorConfig):
     """Makes rows that change one thing each, and compares them with a base on paired seeds."""
 
-    experiments: list[str] = field(default_factory=lambda: ["*"])  # such as [tokens/*, energy/l2]
+    experiments: list[str] = field(default_factory=lambda: ["*"])  # such as [tokens/*, energy/l1]
     folder: str | None = None  # of base.yaml and the rows; null is configs/experiment/ablation
     checkpoint: str | None = None  # measure this model; for rows that change planning only
     knobs: Any = None  # for all rows, over those of base.yaml: {episodes: 20}

@@ -56,9 +56,11 @@ FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status: 0, 2 for a wrong input, 130 when stopped."""
-    # Before torch is loaded: its threads sleep while they wait. Spinning, the default, makes every
-    # small operation wait for a core that another program holds.
+    # Before torch is loaded: its threads spin for some ten microseconds and then sleep while they
+    # wait. Endless spinning makes every small operation wait for a core that another program holds;
+    # none makes a plan take twice as long, for it is hundreds of small operations.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("OpenGL").setLevel(logging.WARNING)  # else it reports that it is not C
