@@ -115,9 +115,18 @@ RENAMED = {
     "collect": {"out": "path"},
     "convert": {"data": "path", "to": "format"},
     "transcode": {"data": "source"},
-    "encode": {"data": "path", "encoder_checkpoint": "encoder", "latent_dtype": "dtype"},
+    "encode": {
+        "data": "path",
+        "encoder_checkpoint": "encoder",
+        "encode_precision": "precision",
+        "latent_dtype": "dtype",
+    },
     "pretrain": {"data": "path"},
-    "train": {"data": "path", "encoder_checkpoint": "encoder"},
+    "train": {
+        "data": "path",
+        "encoder_checkpoint": "encoder",
+        "encode_precision": "precision",
+    },
     "demo": {"tasks": "task"},
 }
 OTHER_VALUES: dict[str, Any] = {
@@ -125,6 +134,7 @@ OTHER_VALUES: dict[str, Any] = {
     "variations": {"none": 0.5, "mild": 0.25},
     "variation": "mild",
     "precision": "float32",
+    "encode_precision": "bfloat16",
     "distance": "l1",
     "frames_in_memory": 123,
     "steps": 7,
@@ -151,6 +161,7 @@ OTHER_VALUES: dict[str, Any] = {
     "image_size": [48, 64],
     "cache": "other_cache",
     "rank": 1,
+    "state_batch_size": 9,
     "world": 4,
     "height": 48,
     "width": 64,

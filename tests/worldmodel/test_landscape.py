@@ -298,7 +298,7 @@ def test_the_shipped_model_finds_moves_it_did_not_see() -> None:
         pair = simulated_pair(image_size=128, seed=seed, move=tuple(move), backend="ray")
         landscape = energy_landscape(world, pair.frames, pair.proprio)
         assert landscape.true_energy < landscape.still_energy
-        assert landscape.true_rank <= 8
+        assert landscape.true_rank <= 12  # of 125
         errors.append(np.abs(landscape.argmin - landscape.true_action[:3]).max())
     # Along the line of sight it sees distances badly, so not all of them.
     assert np.sum(np.array(errors) <= STEP) >= 6

@@ -177,14 +177,14 @@ def train(config: "DictConfig", *, call: Call) -> int:
         save_every=config.save_every,
     )
     print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
-    print(
-        f"held-out {config.distance} {result.validation_loss:.4f} (no change "
-        f"{result.copy_loss:.4f}, wrong actions {result.shuffled_loss:.4f})"
-    )
     if (error := result.state_error) is not None:
         print(
             f"read from a held-out frame: the hand within {error.x_cm:.2f}, {error.y_cm:.2f}, "
             f"{error.z_cm:.2f} cm along x, y, z and {error.rotation_rad:.3f} rad, the gripper open "
             f"or closed rightly in {error.gripper_accuracy:.1%}"
         )
+    print(
+        f"held-out {config.distance} {result.validation_loss:.4f} (no change "
+        f"{result.copy_loss:.4f}, wrong actions {result.shuffled_loss:.4f})"
+    )
     return 0
