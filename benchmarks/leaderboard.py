@@ -61,7 +61,13 @@ def add(run: Path, *, name: str, rows: Sequence[Row]) -> list[Row]:
 def row_of(run: Path, *, name: str) -> Row:
     """Returns the row of an evaluation's run folder."""
     report = json.loads((run / "metrics.json").read_text())
-    planner = next(row for row in report["rows"] if row["policy"] == "planner")
+    policies = {row["policy"]: row for row in report["rows"]}
+    if "random" not in policies:
+        raise ValueError(
+            f"{run} was measured with baselines=false; a row needs the other policies beside it, so "
+            "evaluate again with baselines=true"
+        )
+    planner = policies["planner"]
     settings = OmegaConf.load(run / "config.yaml")
     assert isinstance(settings, DictConfig)
     measured = datetime.fromtimestamp((run / "metrics.json").stat().st_mtime, tz=UTC)

@@ -209,6 +209,7 @@ class MeasureConfig(PlanningConfig):
     latency_episodes: int = 2  # run with one arm alone; planning times are theirs
     oracle_episodes: int = 10  # of the search in the true simulator, which is slow
     videos: int = 8  # how many episodes are drawn (failures are drawn first)
+    baselines: bool = True  # false: the planner alone, as sweeps compare it with another planner
 
 
 @dataclass

@@ -60,6 +60,7 @@ def evaluate(
     oracle_episodes: int,
     videos: int,
     description: dict[str, object],
+    baselines: bool = True,
     command: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -86,6 +87,8 @@ def evaluate(
         oracle_episodes: Episodes of the oracle, which is slow; 0 leaves it out.
         videos: How many episodes are drawn, failures first.
         description: Settings to record with the results, JSON-able.
+        baselines: Whether the other policies play too. False is for comparing planners with one
+            another; a success rate alone says little.
         command: Command line that repeats it.
         progress: Whether to show progress bars.
 
@@ -140,7 +143,7 @@ def evaluate(
                 bar.update(len(batch))
                 bar.set_postfix_str(f"reached {sum(e.success for e in done)} of {len(done)}")
         shares = {"planner": seeds}
-        for name in BASELINES:
+        for name in BASELINES if baselines else ():
             shares[name] = seeds[:oracle_episodes] if name == "oracle" else seeds
             missing = [one for one in shares[name] if (name, one) not in log.episodes]
             with _bar(name, len(shares[name]), progress) as bar:

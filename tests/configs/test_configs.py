@@ -166,6 +166,7 @@ OTHER_VALUES: dict[str, Any] = {
     "height": 48,
     "width": 64,
     "confirmed": True,
+    "baselines": False,
 }
 
 

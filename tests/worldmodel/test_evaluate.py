@@ -249,6 +249,21 @@ def test_more_episodes_begin_with_the_same_seeds_and_none_is_a_training_seed() -
     assert max(episode_seeds(3, 1000)) < 2**32
 
 
+def test_the_planner_can_be_measured_alone(world_checkpoint: Path, tmp_path: Path) -> None:
+    beside = run_evaluate(world_checkpoint, tmp_path / "beside", oracle_episodes=0)
+    alone = run_evaluate(world_checkpoint, tmp_path / "alone", baselines=False)
+    assert [result.name for result in beside.policies] == [
+        "planner",
+        "expert",
+        "random",
+        "do_nothing",
+    ]
+    assert [result.name for result in alone.policies] == ["planner"]
+    for one, other in zip(alone.planner.episodes, beside.planner.episodes, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+    assert "planner" in (tmp_path / "alone" / "results.md").read_text()
+
+
 @pytest.mark.parametrize(
     "name", ["episodes", "num_envs", "workers", "latency_episodes", "oracle_episodes", "videos"]
 )

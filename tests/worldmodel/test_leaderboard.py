@@ -37,9 +37,10 @@ def evaluation(run: Path, *overrides: str, successes: int = 45) -> Path:
     OmegaConf.save(OmegaConf.masked_copy(config, [str(k) for k in config if k != "run"]),
                    run / "config.yaml")  # fmt: skip
     machine = {"processor": "chip", "cores": 2, "gpu": None, "git_commit": "a" * 40}
-    planner = {"policy": "planner", "episodes": 50, "successes": successes}
+    rows = [{"policy": "planner", "episodes": 50, "successes": successes}]
+    rows += [{"policy": "random", "episodes": 50, "successes": 0}] if config.baselines else []
     report = {"task": config.task, "variation": "none", "seed": config.seed}
-    write_json(run / "metrics.json", {**report, "rows": [planner], "machine": machine})
+    write_json(run / "metrics.json", {**report, "rows": rows, "machine": machine})
     return run
 
 
@@ -87,6 +88,12 @@ def test_weights_newer_than_the_evaluation_are_refused(tmp_path: Path) -> None:
     later = (run / "metrics.json").stat().st_mtime + 60
     os.utime(model / "weights.safetensors", (later, later))
     with pytest.raises(ValueError, match="is newer than the evaluation"):
+        leaderboard.row_of(run, name="x")
+
+
+def test_a_planner_measured_alone_is_refused(tmp_path: Path) -> None:
+    run = evaluation(tmp_path / "a", "baselines=false")
+    with pytest.raises(ValueError, match="measured with baselines=false"):
         leaderboard.row_of(run, name="x")
 
 

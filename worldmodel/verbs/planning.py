@@ -200,6 +200,7 @@ def _measure(config: "DictConfig", *, task: str, run: Path, command: str) -> Non
         latency_episodes=config.latency_episodes,
         oracle_episodes=config.oracle_episodes,
         videos=config.videos,
+        baselines=config.baselines,
         description={str(key): value for key, value in description.items()},
         command=command,
     )
