@@ -64,7 +64,7 @@ def row_of(run: Path, *, name: str) -> Row:
     policies = {row["policy"]: row for row in report["rows"]}
     if "random" not in policies:
         raise ValueError(
-            f"{run} was measured with baselines=false; a row needs the other policies beside it, so "
+            f"{run} was measured with baselines=false; a row needs the other policies beside it: "
             "evaluate again with baselines=true"
         )
     planner = policies["planner"]
