@@ -54,7 +54,7 @@ class FrameEncoder:
         self.image_size, self.merge = image_size, merge
         self.device, self.batch_size = device, batch_size
         self._where = select_device(_of_local_rank(device, os.environ.get("LOCAL_RANK")))
-        self.precision = resolve_precision(self._where, precision)
+        self.precision: Precision = resolve_precision(self._where, precision)
         self.encoder = encoder.to(self._where).eval()
 
     @torch.inference_mode()
