@@ -292,14 +292,15 @@ def test_a_simulated_pair_shows_the_move_it_was_told() -> None:
 
 def test_the_shipped_model_finds_moves_it_did_not_see() -> None:
     world = load_default()
-    errors = []
+    errors, ranks = [], []
     for seed in range(8):
         move = np.random.default_rng(seed).uniform(-0.07, 0.07, 3)
         pair = simulated_pair(image_size=128, seed=seed, move=tuple(move), backend="ray")
         landscape = energy_landscape(world, pair.frames, pair.proprio)
         assert landscape.true_energy < landscape.still_energy
-        assert landscape.true_rank <= 12  # of 125
+        ranks.append(landscape.true_rank)
         errors.append(np.abs(landscape.argmin - landscape.true_action[:3]).max())
+    assert max(ranks) <= 12 and sum(rank <= 2 for rank in ranks) >= 7, ranks  # of 125
     # Along the line of sight it sees distances badly, so not all of them.
     assert np.sum(np.array(errors) <= STEP) >= 6
 
