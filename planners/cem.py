@@ -26,6 +26,7 @@ from worldmodel.planners.interfaces import (
 from worldmodel.planners.scoring import score_plans
 
 GRIPPER = -1  # the last action axis
+TINY = 1e-12
 MIN_CORRELATION_STD = 0.1  # keeps a few elites from squeezing the search into a plane
 
 
@@ -220,7 +221,10 @@ class CEM:
                 noise = draw(torch.randn, (B, S - fresh, H, A), generator).to(device)
                 noise[:, 0] = 0.0
                 proposed = self._propose(world, observation, goal).to(mean)[:, None, None]
-                plans = torch.cat([plans, proposed + proposal_std * noise], dim=1)
+                reach = (proposed.abs() / half_width.clamp_min(TINY)).where(half_width > 0, 0.0)
+                reach = reach.amax(dim=(-2, -1), keepdim=True).clamp(max=1.0)  # (B, 1, 1, 1)
+                spread = (proposal_std * reach).maximum(min_std)
+                plans = torch.cat([plans, proposed + spread * noise], dim=1)
             plans = plans.clamp(sample_low, sample_high)  # (B, S, H, A)
             if iteration == 0 and warm_start is not None:
                 plans[:, 0] = mean.clamp(sample_low, sample_high)

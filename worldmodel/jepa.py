@@ -290,9 +290,9 @@ class JEPA(nn.Module):
                 "this model has no state head to propose actions with; train it with state_weight "
                 "above 0, or plan without proposals"
             )
-        there = self.state_head(goal)
+        here, there = self.state_head(latents), self.state_head(goal)
         with torch.autocast(there.device.type, enabled=False):  # millimetres need float32
-            return action_between(proprio, there)
+            return action_between(here, there)
 
     def plans_within(self, memory_mib: float, *, steps: int, num_views: int = 1) -> int:
         """Returns how many plans may be imagined and scored at once within a memory budget.
