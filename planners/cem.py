@@ -26,7 +26,6 @@ from worldmodel.planners.interfaces import (
 from worldmodel.planners.scoring import score_plans
 
 GRIPPER = -1  # the last action axis
-TINY = 1e-12
 MIN_CORRELATION_STD = 0.1  # keeps a few elites from squeezing the search into a plane
 
 
@@ -81,7 +80,9 @@ class CEM:
                 around the action the world proposes, spread evenly over the horizon; the first
                 of them is exactly that. Above 0 the world must be a `Proposer`.
             proposal_std: their standard deviation in units of half the bounds' width, one number
-                or one per axis.
+                or one per axis, where the proposal is as long as the bounds allow. A guess errs
+                less the shorter the move: around half as long a one they lie half as wide, and
+                never closer than `min_std`.
             initial_std: standard deviation at the start in units of half the bounds' width, one
                 number or one per axis.
             min_std: the standard deviation never falls below this, same units.
@@ -221,9 +222,9 @@ class CEM:
                 noise = draw(torch.randn, (B, S - fresh, H, A), generator).to(device)
                 noise[:, 0] = 0.0
                 proposed = self._propose(world, observation, goal).to(mean)[:, None, None]
-                reach = (proposed.abs() / half_width.clamp_min(TINY)).where(half_width > 0, 0.0)
-                reach = reach.amax(dim=(-2, -1), keepdim=True).clamp(max=1.0)  # (B, 1, 1, 1)
-                spread = (proposal_std * reach).maximum(min_std)
+                length = (proposed.abs() / half_width).where(half_width > 0, 0.0)
+                length = length.amax(dim=(-2, -1), keepdim=True).clamp(max=1.0)  # (B, 1, 1, 1)
+                spread = (proposal_std * length).maximum(min_std)
                 plans = torch.cat([plans, proposed + spread * noise], dim=1)
             plans = plans.clamp(sample_low, sample_high)  # (B, S, H, A)
             if iteration == 0 and warm_start is not None:

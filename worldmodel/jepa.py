@@ -274,12 +274,14 @@ class JEPA(nn.Module):
     ) -> Float[Tensor, "batch 7"]:
         """Returns the action that seems to lead each arm straight to its goal.
 
-        It leads from the state the arm measures to the one read from the goal. One step of whatever
-        length that asks for; it may be longer than `action_limit` allows.
+        It leads from the state read from what the arm sees to the one read from the goal. The head
+        errs alike on two pictures of one camera, the more so the closer their poses, so most of its
+        error cancels. One step of whatever length that asks for; it may be longer than
+        `action_limit` allows.
 
         Args:
-            latents: Latents of the frames the arms see; not needed here.
-            proprio: End-effector states at them.
+            latents: Latents of the frames the arms see.
+            proprio: End-effector states at them; not needed here.
             goal: Latents of the goal images.
 
         Raises:

@@ -493,9 +493,23 @@ def test_proposals_are_the_last_of_the_first_samples_and_lie_around_the_proposal
     torch.testing.assert_close(first[100], expected, atol=1e-4, rtol=0)
     proposed = first[100:, :, :6]
     torch.testing.assert_close(proposed.mean(0), expected[:, :6], atol=3e-3, rtol=0)
-    std = 0.05 * toy.bounds.high[:6]
+    std = 0.05 * toy.bounds.high[:6]  # in full: the gripper's change is as long as can be
     torch.testing.assert_close(proposed.std(0), std.expand(2, -1), atol=0.0, rtol=0.15)
     assert first[:100, :, 0].std() > 0.5 * toy.bounds.high[0]  # the others are as configured
+
+
+@pytest.mark.parametrize(("share", "std"), [(0.6, 0.12), (0.05, 0.03), (0.0, 0.03)])
+def test_proposals_of_shorter_moves_lie_closer_but_never_closer_than_min_std(toy, share, std):
+    seen = []
+    planner = CEM(
+        cost=recording(seen), num_samples=500, num_elites=4, num_iterations=1,
+        num_proposals=400, proposal_std=0.2, min_std=0.03,
+    )  # fmt: skip
+    action = torch.zeros(1, 7)
+    action[0, 1] = share * toy.bounds.low[1]  # any axis, either direction
+    solve(planner, guessing(toy, torch.zeros(7)), toy, integrate(toy.start, action))
+    proposed = seen[0][0, 100:, 0] / toy.bounds.high
+    torch.testing.assert_close(proposed.std(0), torch.full((7,), std), atol=0.0, rtol=0.15)
 
 
 def test_a_warm_start_competes_beside_proposals(toy):
