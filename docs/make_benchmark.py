@@ -2,8 +2,9 @@
 
     python docs/make_benchmark.py
 
-The numbers are those of benchmarks/results/benchmark.json and sweep.json, copied there from the run
-folders of `worldmodel benchmark` and `worldmodel sweep`, and of benchmarks/leaderboard.json.
+The numbers are those of benchmarks/leaderboard.json and of three files in benchmarks/results:
+benchmark.json, copied there from the run folder of `worldmodel benchmark`, and sweep.json and
+planning_sweep.json from those of `worldmodel sweep`, the latter of the shipped model.
 """
 
 import importlib.util
@@ -27,12 +28,13 @@ NOTHING = "Not measured yet.\n"
 
 def tables() -> dict[str, str]:
     """Returns the text of each mark of docs/benchmark.md."""
-    benchmark, sweep = read(RESULTS / "benchmark.json"), read(RESULTS / "sweep.json")
-    rows = read(LEADERBOARD)
+    benchmark, rows = read(RESULTS / "benchmark.json"), read(LEADERBOARD)
+    sweep, planning = read(RESULTS / "sweep.json"), read(RESULTS / "planning_sweep.json")
     return {
         "summary": summary(benchmark) if benchmark else NOTHING,
         "results": results_table(benchmark["rows"]) if benchmark else NOTHING,
         "targets": targets_table(benchmark["targets"]) if benchmark else NOTHING,
+        "planning_sweep": sweep_table(planning["comparisons"]) if planning else NOTHING,
         "sweep": sweep_text(sweep) if sweep else NOTHING,
         "leaderboard": leaderboard().leaderboard_table(rows) if rows else NOTHING,
     }
