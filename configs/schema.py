@@ -329,6 +329,34 @@ class RecipeConfig(ExecutorConfig):
     run: str = "runs/recipe"  # stages that are done are not made again
 
 
+@dataclass
+class ServeConfig:
+    """Answers robot-side scripts with plans to the goal images that their prompts name."""
+
+    planner: Any = MISSING  # group: search and how the controller uses it
+    # Box that the tool must not leave [m]: [[x, y, z], [x, y, z]] in the robot's base frame.
+    workspace: list[list[float]] = MISSING
+    goals: str = "goals"  # folder of <prompt>.png
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
+    host: str = "127.0.0.1"  # an address that other machines can reach needs a token
+    port: int = 8000  # 0 takes any that is free
+    token_file: str | None = None  # null: the variable WORLDMODEL_TOKEN, or no token
+    tls_certificate: str | None = None  # PEM files, both or neither
+    tls_key: str | None = None
+    max_connections: int = 4
+    action_space: str = "joint_velocity"  # of RoboArena's rows; openpi's are always that
+    roboarena_reply: str = "map"  # {actions: rows} for its evaluator, array for its self-test
+    rows: int = 8  # planned at once, 1/15 s each; then the arm waits for the next plan
+    speed: float = 0.2  # of the tool [m/s]
+    turn_speed: float = 0.4  # of the tool about each axis [rad/s]
+    joint_speed: float = 1.0  # of every joint [rad/s]
+    tool_length: float = 0.149  # from the flange to the model's tool centre point [m]
+    tool_yaw: float = -0.7853981633974483  # of the tool about the flange's axis [rad]
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+
+
 STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
@@ -347,5 +375,6 @@ for _name, _schema in {
     "models": ModelsConfig,
     "evaluate": EvaluateConfig,
     "demo": DemoConfig,
+    "serve": ServeConfig,
 }.items():
     STORE.store(name=f"{_name}_schema", node=_schema)

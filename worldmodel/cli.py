@@ -35,6 +35,7 @@ VERBS = {
     "benchmark": "evaluate every task and variation, and hold the numbers to the targets",
     "sweep": "what drives success: rows that change one thing each, beside a base",
     "recipe": "make weights, from simulation to success rates, in stages that resume",
+    "serve": "answer robot-side scripts of openpi and RoboArena with plans to goal images",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
 GROUPS = ("encoder", "predictor", "planner", "experiment")

@@ -24,7 +24,8 @@ MAX_ITEMS = 1024  # of one map or list
 MAX_TEXT_BYTES = 64 * 2**10
 MAX_NDIM = 4
 DTYPES = frozenset(
-    ["|b1", "|i1", "|u1"] + [f"{o}{k}" for o, k in product("<>", "i2 i4 i8 u2 u4 u8 f2 f4 f8".split())]
+    ["|b1", "|i1", "|u1"]
+    + [f"{o}{k}" for o, k in product("<>", "i2 i4 i8 u2 u4 u8 f2 f4 f8".split())]
 )
 """Every ``dtype.str`` that is sent and accepted."""
 

@@ -6,12 +6,13 @@ Every verb first prints where it writes, and last the number that matters.
     training    encode, pretrain, train        models      published models
     planning    plan, landscape, evaluate, demo
     surprise    surprise                       experiments benchmark, sweep, recipe
+    serving     serve
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worldmodel.verbs import experiments, models, planning, recordings, training
+from worldmodel.verbs import experiments, models, planning, recordings, serving, training
 from worldmodel.verbs import surprise as surprises
 from worldmodel.verbs.shared import Call, UserError
 
@@ -37,6 +38,7 @@ RUNNERS: dict[str, Callable[..., int]] = {
     "benchmark": experiments.benchmark,
     "sweep": experiments.sweep,
     "recipe": experiments.recipe,
+    "serve": serving.serve,
 }
 """``runner(config, call=...) -> exit status`` of each verb."""
 
