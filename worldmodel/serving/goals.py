@@ -54,7 +54,8 @@ class Goals:
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder of goals at {folder}; put <prompt>.png files there")
-        self.folder, self.image_size, self.crop = folder, image_size, crop
+        self.folder, self.image_size = folder, image_size
+        self.crop: Crop = crop
         self._goals: dict[str, Goal] = {}
         self._read_new()
         if not self._goals:

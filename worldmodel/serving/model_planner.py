@@ -8,7 +8,7 @@ from worldmodel.closed_loop import PlannerSettings, make_controller
 from worldmodel.fleet import Body
 from worldmodel.jepa import JEPA
 from worldmodel.planners.split import split_action
-from worldmodel.training import autocast
+from worldmodel.training import Precision, autocast
 
 
 class ModelPlanner:
@@ -46,7 +46,7 @@ class ModelPlanner:
                     f"{getattr(settings, name)}"
                 )
         self.step_s = 1 / world.control_hz
-        self._precision = settings.precision
+        self._precision: Precision = settings.precision
         move, turn = speed * self.step_s, turn_speed * self.step_s
         most = np.array([move, move, move, turn, turn, turn, 1.0], dtype=np.float32)
         body = Body(control_hz=world.control_hz, action_low=-most, action_high=most, renderer="")

@@ -8,7 +8,7 @@ connected.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -32,6 +32,7 @@ class Session:
     gripper: float | None = None
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Answers requests. One request is worked on at a time, in a thread of its own."""
 
@@ -49,6 +50,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class ActionPlanner(Protocol):
     """Plans to one picture."""
 

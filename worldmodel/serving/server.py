@@ -23,7 +23,8 @@ from pathlib import Path
 
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
-from websockets.exceptions import ConnectionClosed, MultipleValuesError
+from websockets.datastructures import MultipleValuesError
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
