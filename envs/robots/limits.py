@@ -255,11 +255,13 @@ class Envelope:
 
     @property
     def reaction_s(self) -> float:
-        """Longest time for which the arm may go on as before when it should slow down.
+        """Time for which the arm is taken to go on as before when it should slow down [s].
 
-        The loop stands still, the state is old, and the jerk limit delays the brake.
+        The loop stands still, the state is old, and the jerk limit delays the brake. The last two
+        count twice: the brake reacts to where the arm was, and with less it would swing.
         """
-        return self.tick_timeout_s + self.state_max_age_s + 2 * self.acceleration / self.jerk
+        lag_s = self.state_max_age_s + 2 * self.acceleration / self.jerk
+        return self.tick_timeout_s + 2 * lag_s
 
     @property
     def axis_deceleration(self) -> float:
