@@ -349,7 +349,7 @@ class ServeConfig:
     roboarena_reply: str = "map"  # {actions: rows} for its evaluator, array for its self-test
     rows: int = 8  # planned at once, 1/15 s each; then the arm waits for the next plan
     speed: float = 0.2  # of the tool [m/s]
-    turn_speed: float = 0.4  # of the tool about each axis [rad/s]
+    turn_speed: float = 0.4  # of the tool [rad/s]
     joint_speed: float = 1.0  # of every joint [rad/s]
     tool_length: float = 0.149  # from the flange to the model's tool centre point [m]
     tool_yaw: float = -0.7853981633974483  # of the tool about the flange's axis [rad]

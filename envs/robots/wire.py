@@ -52,7 +52,7 @@ def pack(message: Any) -> bytes:
         WireError: it holds something else ("bad_type", "bad_dtype"), or is too large.
     """
     try:
-        packed = msgpack.packb(message, default=_encode)
+        packed: bytes = msgpack.Packer(default=_encode).pack(message)  # type: ignore[assignment]
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, WireError):
             raise

@@ -25,6 +25,7 @@ ACTION_SPACES: tuple[str, ...] = get_args(ActionSpace)
 
 ROW_HZ = 15.0
 JOINT_UNIT, LINEAR_UNIT, ANGULAR_UNIT = 0.2, 0.075, 0.15  # rad, m, rad a row, at a value of 1
+FASTEST = {"speed": 1.0, "turn_speed": 2.0, "joint_speed": 2.175}  # m/s, rad/s, rad/s
 OUTSIDE_TOLERANCE = 0.02  # m; an arm stopped at the border is measured a little beyond it
 
 
@@ -36,12 +37,14 @@ class Limits:
         low: (3,) smallest position of the tool centre point in the base frame [m].
         high: (3,) largest.
         speed: of the tool centre point [m/s].
+        turn_speed: of the tool [rad/s].
         joint_speed: of every joint [rad/s].
     """
 
     low: np.ndarray
     high: np.ndarray
     speed: float
+    turn_speed: float
     joint_speed: float
 
     def __post_init__(self) -> None:
@@ -51,10 +54,10 @@ class Limits:
                 "workspace must be two corners [x, y, z] in metres, the first below the second on "
                 f"every axis; got {self.low.tolist()} and {self.high.tolist()}"
             )
-        for name, unit, most in (("speed", "m/s", 1.0), ("joint_speed", "rad/s", 2.175)):
+        for name, most in FASTEST.items():
             if not 0 < getattr(self, name) <= most:
                 raise ValueError(
-                    f"{name} must be above 0 and at most {most:g} {unit}, got {getattr(self, name)}"
+                    f"{name} must be above 0 and at most {most:g}, got {getattr(self, name)}"
                 )
 
 
@@ -65,8 +68,8 @@ class Chunk:
     Attributes:
         rows: (N, 8) in a joint space, (N, 7) in a Cartesian one.
         gripper: what the last row commands.
-        notes: what was limited, each once: "workspace", "speed", "joint_speed"; and why the rows
-            end in holding still: "outside_workspace", "joint_limits", "unreachable".
+        notes: what was limited, each once: "workspace", "speed", "turn_speed", "joint_speed"; and
+            why the rows end in holding still: "outside_workspace", "joint_limits", "unreachable".
     """
 
     rows: Float[np.ndarray, "row command"]
@@ -103,12 +106,13 @@ def make_chunk(
     moving = _may_move(start, position, limits, notes)
     wanted = _path(position, rotation, actions, step_s=step_s, num_rows=num_rows)
     grips = _grips(gripper, actions, step_s=step_s, num_rows=num_rows)
-    path, last = [start], position
-    for k, (target, turned) in enumerate(wanted):
+    path = [start]
+    for k, (wanted_position, wanted_rotation) in enumerate(wanted):
         found = None
         if moving:
-            last = _limited(last, target, limits, notes)
-            found = tool.solve(last, turned, path[-1])
+            position = _limited_position(position, wanted_position, limits, notes)
+            rotation = _limited_rotation(rotation, wanted_rotation, limits, notes)
+            found = tool.solve(position, rotation, path[-1])
             if found is None:
                 notes["unreachable"] = None
         if found is None:
@@ -162,7 +166,7 @@ def _grips(gripper: float, actions: np.ndarray, *, step_s: float, num_rows: int)
     return [commanded[min(n, len(actions))] for n in begun]
 
 
-def _limited(
+def _limited_position(
     last: np.ndarray, target: np.ndarray, limits: Limits, notes: dict[str, None]
 ) -> np.ndarray:
     inside = np.clip(target, limits.low, limits.high)
@@ -173,6 +177,17 @@ def _limited(
         return inside
     notes["speed"] = None
     return last + (inside - last) * most / way
+
+
+def _limited_rotation(
+    last: np.ndarray, target: np.ndarray, limits: Limits, notes: dict[str, None]
+) -> np.ndarray:
+    turn = to_rotvec(target @ last.T)
+    most, way = limits.turn_speed / ROW_HZ, np.linalg.norm(turn)
+    if way <= most * (1 + 1e-6):
+        return target
+    notes["turn_speed"] = None
+    return to_matrix(turn * most / way, "rotvec") @ last
 
 
 def _limited_joints(

@@ -1,4 +1,4 @@
-"""Where a Franka's tool is, and which joints put it elsewhere: damped least squares, numpy only.
+"""Where a Franka's tool is, and which joints put it elsewhere.
 
 The tool centre point of a world model is that of its training data: `Tool` says where it lies
 behind the flange, which is what DROID reports as `cartesian_position`.
@@ -10,19 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.data.kinematics import HAND_LENGTH, franka_hand_pose
-from worldmodel.data.rotations import to_matrix, to_rotvec
+from worldmodel.data.rotations import angle_between, to_matrix
+from worldmodel.envs.robots.kinematics import inverse_kinematics, pose_matrix
+from worldmodel.envs.robots.limits import UNKNOWN
 
-# The intersection of Panda and FR3 (Franka Control Interface documentation): a request does not say
-# which arm it comes from.
-JOINT_LOW = np.array([-2.7437, -1.7628, -2.8973, -3.0421, -2.8065, 0.5445, -2.8973])  # rad
-JOINT_HIGH = np.array([2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973])  # rad
+# A request does not say which Franka it comes from.
+JOINT_LOW, JOINT_HIGH = UNKNOWN.joints.low, UNKNOWN.joints.high  # rad
 JOINT_MARGIN = 0.02  # rad kept from both
 HAND_YAW = -np.pi / 4  # rad: how Franka mounts its hand on the flange
-
-ITERATIONS, DAMPING, LARGEST_STEP = 20, 0.01, 0.2  # of the search; rad
 REACHED_POSITION, REACHED_ROTATION = 5e-3, 2e-2  # m, rad: farther away is not reached
-CLOSE_ENOUGH = 1e-6  # m and rad
-DIFFERENCE = 1e-6  # rad, for the Jacobian
+LARGEST_MOVE = 0.3  # rad of a joint; more is another posture, and the tool would swing on its way
 
 
 @dataclass(frozen=True)
@@ -63,32 +60,21 @@ class Tool:
         rotation: Float[np.ndarray, "3 3"],
         start: Float[np.ndarray, "7"],
     ) -> Float[np.ndarray, "7"] | None:
-        """Returns joints near `start` that put the tool at a pose, or None when there are none.
+        """Returns joints that put the tool at a pose, or None when there are none near `start`.
 
-        They keep `JOINT_MARGIN` from the joint limits. Source: Wampler 1986, "Manipulator inverse
-        kinematic solutions based on vector formulations and damped least-squares methods".
+        They keep `JOINT_MARGIN` from the joint limits, and are at most `LARGEST_MOVE` away.
         """
-        joints = np.array(start, dtype=np.float64)
-        for _ in range(ITERATIONS):
-            error = self._error(position, rotation, joints)
-            if np.abs(error).max() < CLOSE_ENOUGH:
-                break
-            nudged = joints + DIFFERENCE * np.eye(7)
-            jacobian = (error - self._error(position, rotation, nudged)).T / DIFFERENCE  # (6, 7)
-            square = jacobian @ jacobian.T + DAMPING**2 * np.eye(6)
-            move = jacobian.T @ np.linalg.solve(square, error)
-            move *= min(1.0, LARGEST_STEP / max(np.abs(move).max(), 1e-9))
-            joints = np.clip(joints + move, JOINT_LOW + JOINT_MARGIN, JOINT_HIGH - JOINT_MARGIN)
-        error = self._error(position, rotation, joints)
-        near = np.linalg.norm(error[:3]) <= REACHED_POSITION
-        return joints if near and np.linalg.norm(error[3:]) <= REACHED_ROTATION else None
-
-    def _error(self, position: np.ndarray, rotation: np.ndarray, joints: np.ndarray) -> np.ndarray:
-        """Returns the twists (*n, 6), [m] then [rad], from the tool at joints (*n, 7) to a pose."""
-        there, turned = self.pose(joints)
-        return np.concatenate(
-            [position - there, to_rotvec(rotation @ np.swapaxes(turned, -1, -2))], axis=-1
+        flange_position, flange_rotation = self.to_flange(position, rotation)
+        joints, away = inverse_kinematics(
+            start,
+            np.eye(4),
+            pose_matrix(flange_position, flange_rotation),
+            low=JOINT_LOW + JOINT_MARGIN,
+            high=JOINT_HIGH - JOINT_MARGIN,
         )
+        turned = angle_between(self.pose(joints)[1], rotation)
+        near = np.abs(joints - start).max() <= LARGEST_MOVE
+        return joints if near and away <= REACHED_POSITION and turned <= REACHED_ROTATION else None
 
 
 def _about_z(angle: float) -> np.ndarray:

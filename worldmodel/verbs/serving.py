@@ -73,7 +73,13 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
     if [len(corner) for corner in config.workspace] != [3, 3]:
         raise UserError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
     low, high = (np.array(corner, dtype=float) for corner in config.workspace)
-    limits = Limits(low=low, high=high, speed=config.speed, joint_speed=config.joint_speed)
+    limits = Limits(
+        low=low,
+        high=high,
+        speed=config.speed,
+        turn_speed=config.turn_speed,
+        joint_speed=config.joint_speed,
+    )
     world = load_world(config)
     crop = world.crop if config.crop is None else config.crop
     goals = Goals(Path(config.goals), image_size=world.image_size, crop=crop)
