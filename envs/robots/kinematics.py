@@ -50,9 +50,11 @@ def pose_matrix(position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     return pose
 
 
-def tool_offset(joints: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """Returns the tool's pose (4, 4) in the flange frame, from joints and a measured pose."""
-    return np.linalg.inv(joint_frames(joints)[-1]) @ pose_matrix(position, rotation)
+def tool_offset(frames: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """Returns the tool's pose (4, 4) in the flange frame, from `joint_frames` and its pose."""
+    flange = frames[-1]
+    across = flange[:3, :3].T
+    return pose_matrix(across @ (position - flange[:3, 3]), across @ rotation)
 
 
 def jacobian(frames: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -63,7 +65,9 @@ def jacobian(frames: np.ndarray, position: np.ndarray) -> np.ndarray:
         position: The point (3,) in the base frame [m].
     """
     axes, origins = frames[:NUM_JOINTS, :3, 2], frames[:NUM_JOINTS, :3, 3]
-    return np.concatenate([np.cross(axes, position - origins), axes], axis=1).T
+    x, y, z = axes.T
+    a, b, c = (position - origins).T
+    return np.stack([y * c - z * b, z * a - x * c, x * b - y * a, x, y, z])
 
 
 def inverse_kinematics(

@@ -1,5 +1,7 @@
 """How much of a velocity an arm may take in its present posture: joint limits and singularities."""
 
+import math
+
 import numpy as np
 
 from worldmodel.envs.robots.interface import JointLimits, RobotObservation
@@ -33,11 +35,13 @@ class Posture:
         self.position = np.asarray(observation.tcp_pos_base, float)
         self.rotation = np.asarray(observation.tcp_rotation_base, float)
         self.joints = np.asarray(observation.joint_positions, float)
-        self.tool = tool_offset(self.joints, self.position, self.rotation)
+        frames = joint_frames(self.joints)
+        self.tool = tool_offset(frames, self.position, self.rotation)
         self._velocities = np.asarray(observation.joint_velocities, float)
         self._envelope, self._limits = envelope, limits
-        self._jacobian = jacobian(joint_frames(self.joints), self.position)
-        self.condition = float(np.linalg.cond(self._jacobian))
+        self._jacobian = J = jacobian(frames, self.position)
+        self._inverse = J.T @ np.linalg.inv(J @ J.T + DAMPING**2 * np.eye(6))
+        self.condition = _condition(J)
 
     def twist_of(self, joint_velocities: np.ndarray) -> np.ndarray:
         """Returns the tool's velocity (6,) [m/s], [rad/s] of joint velocities (7,) [rad/s]."""
@@ -50,9 +54,7 @@ class Posture:
         linear = keep_in_box(twist[:3], self.position, self._envelope, life_s=life_s)
         names = [f"workspace_{'xyz'[i]}" for i in np.flatnonzero(linear != twist[:3])]
         twist = np.concatenate([linear, twist[3:]])
-        square = self._jacobian @ self._jacobian.T + DAMPING**2 * np.eye(6)
-        joint_velocities = self._jacobian.T @ np.linalg.solve(square, twist)
-        scale, more = self._joint_scale(joint_velocities)
+        scale, more = self._joint_scale(self._inverse @ twist)
         return scale * twist, (*names, *more)
 
     def allow_joint_velocities(
@@ -155,4 +157,10 @@ class Posture:
         step = LOOK_AHEAD_S * self._envelope.joint_velocity / float(np.abs(velocities).max())
         frames = joint_frames(self.joints + step * velocities)
         ahead = jacobian(frames, (frames[-1] @ self.tool)[:3, 3])
-        return float(np.linalg.cond(ahead)) > self.condition
+        return _condition(ahead) > self.condition
+
+
+def _condition(J: np.ndarray) -> float:
+    """Returns the condition number of a Jacobian (6, 7): of singular values, by eigenvalues."""
+    squares = np.linalg.eigvalsh(J @ J.T)
+    return math.sqrt(squares[-1] / max(squares[0], 1e-12))

@@ -261,15 +261,17 @@ class SafeRobot:
             if self._state not in MOVABLE:
                 fault = self._state is RobotState.FAULT
                 return self._refuse(command, "fault" if fault else "not_armed", now)
-            wrong = what_is_wrong(
-                command, last_seq=self._seq, max_valid_for_s=self._envelope.max_valid_for_s
-            ) or self._wrong_plan(command)
+            life_s = self._envelope.max_valid_for_s
+            wrong = what_is_wrong(command, last_seq=self._seq, max_valid_for_s=life_s)
             if wrong is not None:
                 return self._refuse(command, wrong, now)
             posture, trouble = self._look(now)
             if posture is None:
                 self.counters[f"rejected:{trouble}"] += 1
                 return Ack(command.seq, False, None, (), trouble, self._state)
+            wrong = self._wrong_plan(command)
+            if wrong is not None:
+                return self._refuse(command, wrong, now)
             if command.kind != "hold":
                 drive = "joint_velocity" if command.kind == "joint_velocity" else "twist"
                 if drive != self._steering.drive and not self._steering.at_rest:

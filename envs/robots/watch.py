@@ -88,11 +88,18 @@ class SensorWatch:
             )
             if reason is not None:
                 return Trouble(f"{reason}:{name}", fault=False)
+        return Trouble("collision", fault=True) if self._collides(observation) else None
+
+    def _collides(self, observation: RobotObservation) -> bool:
+        """Returns whether the tool has been pushed too hard for longer than noise lasts."""
+        force = torque = 0.0
         if observation.wrench_base is not None:
             force, torque = np.linalg.norm(observation.wrench_base.reshape(2, 3), axis=1)
-            if force > self._envelope.collision_force or torque > self._envelope.collision_torque:
-                return Trouble("collision", fault=True)
-        return None
+        if force <= self._envelope.collision_force and torque <= self._envelope.collision_torque:
+            self._pushed_since = math.inf
+            return False
+        self._pushed_since = min(self._pushed_since, observation.state_at)
+        return observation.state_at - self._pushed_since >= COLLISION_TIME_S
 
     def _camera_trouble(
         self,

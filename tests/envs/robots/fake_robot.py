@@ -123,7 +123,8 @@ class FakeRobot:
         self.joints = self.joints + self.joint_velocities * dt
 
     def _resolve(self, twist: np.ndarray) -> np.ndarray:
-        J = jacobian(joint_frames(self.joints), self.pose[:3, 3])
+        frames = joint_frames(self.joints)
+        J = jacobian(frames, (frames[-1] @ TOOL)[:3, 3])
         return J.T @ np.linalg.solve(J @ J.T + 1e-8 * np.eye(6), twist)
 
     def _expose(self, *, new: bool) -> None:

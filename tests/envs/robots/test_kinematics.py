@@ -45,7 +45,7 @@ def simulated():
 def test_an_independent_model_of_the_arm_agrees(simulated):
     for joints in np.random.default_rng(0).uniform(LOW, HIGH, (50, 7)):
         position, rotation, columns = simulated(joints)
-        tool = tool_offset(joints, position, rotation)
+        tool = tool_offset(joint_frames(joints), position, rotation)
         np.testing.assert_allclose(tool[:3, 3], [0, 0, 0.149], atol=1e-9)
         np.testing.assert_allclose(joint_frames(joints)[-1] @ tool, pose_matrix(position, rotation))
         np.testing.assert_allclose(jacobian(joint_frames(joints), position), columns, atol=1e-9)
@@ -55,7 +55,7 @@ def test_inverse_kinematics_finds_poses_near_by_and_says_when_there_are_none(sim
     rng = np.random.default_rng(1)
     for _ in range(20):
         position, rotation, _ = simulated(panda.HOME_JOINTS)
-        tool = tool_offset(panda.HOME_JOINTS, position, rotation)
+        tool = tool_offset(joint_frames(panda.HOME_JOINTS), position, rotation)
         there = panda.HOME_JOINTS + rng.uniform(-0.1, 0.1, 7)
         target = joint_frames(there)[-1] @ tool
         found, miss = inverse_kinematics(panda.HOME_JOINTS, tool, target, low=LOW, high=HIGH)
