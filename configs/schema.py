@@ -335,7 +335,7 @@ class ServeConfig:
 
     planner: Any = MISSING  # group: search and how the controller uses it
     # Box that the tool must not leave [m]: [[x, y, z], [x, y, z]] in the robot's base frame.
-    workspace: list[list[float]] = MISSING
+    workspace: Any = MISSING
     goals: str = "goals"  # folder of <prompt>.png
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     crop: str | None = None  # how pictures become the model's: square, squash; null: as trained

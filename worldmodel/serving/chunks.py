@@ -26,6 +26,7 @@ ACTION_SPACES: tuple[str, ...] = get_args(ActionSpace)
 ROW_HZ = 15.0
 JOINT_UNIT, LINEAR_UNIT, ANGULAR_UNIT = 0.2, 0.075, 0.15  # rad, m, rad a row, at a value of 1
 FASTEST = {"speed": 1.0, "turn_speed": 2.0, "joint_speed": 2.175}  # m/s, rad/s, rad/s
+HOLDS = ("outside_workspace", "joint_limits", "unreachable")  # notes of rows that hold still
 OUTSIDE_TOLERANCE = 0.02  # m; an arm stopped at the border is measured a little beyond it
 
 
@@ -69,7 +70,7 @@ class Chunk:
         rows: (N, 8) in a joint space, (N, 7) in a Cartesian one.
         gripper: what the last row commands.
         notes: what was limited, each once: "workspace", "speed", "turn_speed", "joint_speed"; and
-            why the rows end in holding still: "outside_workspace", "joint_limits", "unreachable".
+            why the rows end in holding still, one of `HOLDS`.
     """
 
     rows: Float[np.ndarray, "row command"]

@@ -30,6 +30,7 @@ from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
 
 from worldmodel.envs.robots.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
+from worldmodel.serving.chunks import HOLDS
 from worldmodel.serving.dialects import (
     RESET_REPLY,
     ReplyStyle,
@@ -107,9 +108,9 @@ class PlannerServer:
             OSError: the port is taken.
         """
         check_exposure(host, token=self._token)
-        # websockets would log whole headers, the token among them, at its debug level.
+        # websockets logs every health check, and at its debug level whole headers with the token.
         quiet = logging.getLogger(f"{__name__}.websockets")
-        quiet.setLevel(logging.INFO)
+        quiet.setLevel(logging.WARNING)
         try:
             async with serve_websockets(
                 self._converse,
@@ -136,6 +137,7 @@ class PlannerServer:
         if upgrade.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if self._token is not None and not is_authorized(upgrade.headers, self._token):
+            logger.warning("turned away %s: wrong token or none", connection.remote_address)
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "unauthorized\n")
         if self._open >= self._max_connections:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too_many_clients\n")
@@ -179,8 +181,9 @@ class PlannerServer:
         timing = {"infer_ms": 1000 * (self._clock() - start)}
         if previous_ms is not None:
             timing["prev_total_ms"] = previous_ms
-        if chunk.notes:
-            logger.warning("limited: %s", ", ".join(chunk.notes))
+        holds = [note for note in chunk.notes if note in HOLDS]
+        if holds:
+            logger.warning("the arm is to hold still: %s", ", ".join(holds))
         self.num_plans += 1
         return write_reply(chunk, dialect=request.dialect, timing=timing, style=self._reply_style)
 

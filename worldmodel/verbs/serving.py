@@ -62,6 +62,7 @@ async def _until_stopped(server: "PlannerServer", config: "DictConfig", tls, ann
 def goal_policy(config: "DictConfig") -> "GoalPolicy":
     """Returns the policy that the settings describe."""
     import numpy as np
+    from omegaconf import OmegaConf
 
     from worldmodel.serving.chunks import Limits
     from worldmodel.serving.goals import Goals
@@ -70,9 +71,10 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
     from worldmodel.serving.policy import GoalPolicy
     from worldmodel.training import select_device
 
-    if [len(corner) for corner in config.workspace] != [3, 3]:
+    corners = OmegaConf.to_container(OmegaConf.create({"corners": config.workspace}))["corners"]
+    if np.shape(corners) != (2, 3):
         raise UserError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
-    low, high = (np.array(corner, dtype=float) for corner in config.workspace)
+    low, high = np.array(corners, dtype=float)
     limits = Limits(
         low=low,
         high=high,
