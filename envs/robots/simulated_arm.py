@@ -140,7 +140,8 @@ class SimulatedArm:
 
     def _pushed(self) -> np.ndarray:
         """Returns the torques (7,) that come from outside: contacts, and forces of tests [Nm]."""
-        torques = self.data.qfrc_constraint.copy()
-        if self.data.xfrc_applied.any():
-            mujoco.mj_xfrcAccumulate(self.model, self.data, torques)
+        torques, data = self.data.qfrc_constraint.copy(), self.data
+        for body in np.flatnonzero(data.xfrc_applied.any(axis=1)):
+            force, torque = data.xfrc_applied[body, :3], data.xfrc_applied[body, 3:]
+            mujoco.mj_applyFT(self.model, data, force, torque, data.xipos[body], body, torques)
         return torques[self._dofs]
