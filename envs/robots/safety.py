@@ -343,6 +343,7 @@ class SafeRobot:
                 return
             if dt > self._envelope.tick_timeout_s:
                 self.counters["late_ticks"] += 1
+                dt = 0.0  # what was not ticked through is no time to gain speed in
                 if not self._steering.at_rest:
                     self._steering.let_go()  # what was sent has expired: the arm came to rest
                     self._hold("tick_late")
@@ -350,7 +351,6 @@ class SafeRobot:
             if goal is not None and now >= goal.expires_at:
                 self._hold("expired")
             if self._state is RobotState.RUNNING or not self._steering.at_rest:
-                dt = min(dt, self._envelope.tick_timeout_s)
                 self._send(*self._steering.step(posture, now=now, dt=dt))
             elif not self._told_to_hold:
                 self._told_to_hold = True

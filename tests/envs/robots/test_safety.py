@@ -502,6 +502,16 @@ def test_a_loop_that_stands_still_stops_the_arm(rig):
     assert rig.speed == 0
 
 
+def test_time_without_ticks_is_no_time_to_gain_speed_in(rig):
+    rig.fake.advance(5.0)
+    assert rig.send().accepted
+    rig.safe.tick()
+    assert np.abs(rig.sent[-1]).max() == 0
+    rig.fake.advance(DT)
+    rig.safe.tick()
+    assert 0 < np.abs(rig.sent[-1]).max() <= ENVELOPE.acceleration * DT
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -851,6 +861,22 @@ def test_a_thread_ticks_by_itself_until_closed():
     assert count >= 5
     time.sleep(0.05)
     assert safe.counters["ticks"] == count
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_stops_the_arm():
+    fake = FakeRobot()
+    safe = SafeRobot(fake, ENVELOPE, clock=fake.clock, tick_hz=200.0)
+    safe.connect(timeout_s=1.0)
+
+    def broken(*, max_age_s):
+        raise ZeroDivisionError
+
+    fake.observe = broken
+    safe._thread.join(30)
+    assert (safe.state, safe.reason) == (RobotState.FAULT, "tick_thread_ended")
+    assert fake.stops == ["tick_thread_ended"]
+    safe.close()
 
 
 def test_a_thread_that_ticks_too_rarely_is_refused():
