@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from worldmodel.envs.robots.interface import (
 )
 from worldmodel.envs.robots.kinematics import matrix_to_quat_xyzw, rotation_of_vector
 from worldmodel.envs.robots.limits import Envelope
+from worldmodel.envs.robots.safety import SafeRobot
 
 if importlib.util.find_spec("franky") is None:
     pytest.skip("franky-control is not installed", allow_module_level=True)
@@ -99,7 +101,7 @@ def robot(simulator) -> Iterator[FrankyRobot]:
     robot.close()
 
 
-def look(robot: FrankyRobot):
+def look(robot: Robot):
     return robot.observe(max_age_s=PATIENCE_S)
 
 
@@ -212,6 +214,43 @@ def test_joints_move_and_the_kind_of_motion_is_kept_until_the_arm_is_armed_anew(
     robot.stop(reason="to change")
     robot.arm(operator="tester")
     assert robot.command(twist(3, 0.01)).accepted
+
+
+def test_the_safety_wrapper_drives_it(simulator) -> None:
+    del simulator
+    envelope = replace(ENVELOPE, state_max_age_s=1.0, plan_max_age_s=PATIENCE_S)
+    inner = make(envelope=envelope)
+    robot = SafeRobot(inner, envelope, clock=lambda: robot_s(inner))
+    robot.connect(timeout_s=PATIENCE_S)
+    until(lambda: is_armed(robot))
+    start = look(robot).tcp_pos_base
+    toward = np.array([0.0, 0.1 if start[1] < 0 else -0.1, 0.0])
+    seq = 0
+
+    def has_moved() -> bool:
+        nonlocal seq
+        observed = look(robot)
+        seq += 1
+        robot.command(replace(twist(seq, *toward), obs_seq=observed.seq))
+        robot.tick()
+        assert robot.state is not RobotState.FAULT, robot.reason
+        return float((observed.tcp_pos_base - start) @ toward) > 0.1 * 0.01
+
+    until(has_moved)
+    robot.close()
+
+
+def robot_s(robot: FrankyRobot) -> float:
+    """Returns the arm's own time, which a busy machine slows down [s]; 0 without a connection."""
+    return 0.0 if robot._robot is None else robot._robot.state.time.to_sec()
+
+
+def is_armed(robot: Robot) -> bool:
+    try:
+        return robot.arm(operator="tester") is RobotState.ARMED
+    except RobotError as error:
+        assert "state_stale" in str(error)
+        return False
 
 
 def test_what_is_only_too_fast_is_slowed_down_and_said(robot) -> None:
