@@ -448,6 +448,8 @@ def test_a_force_on_the_hand_is_measured(operator):
 
 
 def test_the_gripper_moves_at_its_speed_and_closed_on_nothing_holds_nothing(operator):
+    operator.robot.advance(0.5)
+    assert operator.look().grasped is False  # open and at rest
     operator.tell("twist", [0] * 6, gripper=1.0)
     operator.robot.advance(0.2)
     width = operator.robot.info.gripper_width_m

@@ -245,7 +245,7 @@ def test_a_recorded_decision_is_made_again_bit_for_bit(start, tmp_path):
     from worldmodel.planners.interfaces import ActionBounds, Observation
 
     world, bounds = LinearWorld(), ActionBounds.symmetric([0.1] * 7)
-    planner = CEM(cost=LatentEnergy(), num_samples=30, num_elites=5, num_iterations=3, horizon=2)
+    planner = CEM(cost=LatentEnergy(), num_samples=30, num_elites=5, num_iterations=3, horizon=3)
 
     def decide(frames, proprio, goal, warm_start, generator):
         latents = world.encode(torch.from_numpy(frames)[None])
