@@ -57,7 +57,9 @@ def within_limits(command: Command, envelope: Envelope) -> tuple[Command, tuple[
 def velocity_motion(command: Command) -> Any:
     """Returns the motion of a "twist" or "joint_velocity".
 
-    The control thread brakes the arm when the command's life is over, whatever else happens.
+    The control thread brakes the arm when the command's life is over, whatever else happens: by the
+    motion's duration, which the library describes as only the part at full speed, and by a reaction
+    to the time since it began.
     """
     duration = franky.Duration(round(1000 * command.valid_for_s))
     expired = franky.Measure.REL_TIME >= command.valid_for_s
