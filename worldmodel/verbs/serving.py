@@ -4,7 +4,7 @@ import asyncio
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world
@@ -71,7 +71,8 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
     from worldmodel.serving.policy import GoalPolicy
     from worldmodel.training import select_device
 
-    corners = OmegaConf.to_container(OmegaConf.create({"corners": config.workspace}))["corners"]
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    corners = settings["workspace"]
     if np.shape(corners) != (2, 3):
         raise UserError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
     low, high = np.array(corners, dtype=float)
@@ -85,10 +86,9 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
     world = load_world(config)
     crop = world.crop if config.crop is None else config.crop
     goals = Goals(Path(config.goals), image_size=world.image_size, crop=crop)
-    settings = replace(planner_settings(config, world), subgoals=False)
     planner = ModelPlanner(
         world,
-        settings,
+        replace(planner_settings(config, world), subgoals=False),
         speed=config.speed,
         turn_speed=config.turn_speed,
         device=select_device(config.device),

@@ -53,6 +53,12 @@ def test_exterior_cameras_are_counted_from_zero_or_one(
     assert (read(droid_request).image == expected).all()
 
 
+def test_a_second_camera_alone_is_not_taken_for_the_first(droid_request) -> None:
+    picture = droid_request.pop("observation/exterior_image_1_left")
+    with pytest.raises(RequestError, match="bad_image: .*is missing"):
+        read(droid_request | {"observation/exterior_image_2_left": picture})
+
+
 JOINTS, GRIPPER = "observation/joint_position", "observation/gripper_position"
 FLANGE, IMAGE = "observation/cartesian_position", "observation/exterior_image_1_left"
 BAD: list[tuple[str, Any, str]] = [
