@@ -13,9 +13,9 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from worldmodel.franka_arm import NUM_JOINTS
 from worldmodel.pose import matrix_to_euler
 
-NUM_JOINTS = 7
 CommandKind = Literal["twist", "pose", "joint_velocity", "hold"]
 VALUE_SIZES: Mapping[str, int] = {"twist": 6, "pose": 7, "joint_velocity": NUM_JOINTS, "hold": 0}
 

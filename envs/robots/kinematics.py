@@ -1,46 +1,13 @@
-"""Where a Franka arm's tool is, and how it moves, at given joint angles.
+"""How a Franka's tool moves with its joints, which joints put it elsewhere, and rotations.
 
-Panda and FR3 have the same geometry (Franka's published Denavit-Hartenberg parameters, Craig's
-convention). What hangs on the flange is not assumed: `tool_offset` takes it from a measured pose.
+What hangs on the flange is not assumed: `tool_offset` takes it from a measured pose.
 """
 
 import numpy as np
 
-from worldmodel.envs.robots.interface import NUM_JOINTS
+from worldmodel.franka_arm import NUM_JOINTS, joint_frames
 
 IK_ITERATIONS, IK_DAMPING = 20, 0.01
-_A = (0.0, 0.0, 0.0, 0.0825, -0.0825, 0.0, 0.088)  # [m] along the x axis of the link before
-_D = (0.333, 0.0, 0.316, 0.0, 0.384, 0.0, 0.0)  # [m] along the joint's own axis
-_TWIST = (0, -1, 1, 1, -1, 1, 1)  # quarter turns about the x axis of the link before
-_FLANGE = 0.107  # [m] from joint 7
-
-
-def joint_frames(joints: np.ndarray) -> np.ndarray:
-    """Returns the poses (8, 4, 4) of the seven joints and the flange in the base frame.
-
-    Joint i turns about the z axis of frame i.
-
-    Args:
-        joints: Joint angles (7,) [rad].
-    """
-    frames = np.empty((NUM_JOINTS + 1, 4, 4))
-    frame = np.eye(4)
-    cos, sin = np.cos(joints).tolist(), np.sin(joints).tolist()
-    for i, (a, d, twist, c, s) in enumerate(zip(_A, _D, _TWIST, cos, sin, strict=True)):
-        if twist == 0:
-            link = [[c, -s, 0, a], [s, c, 0, 0], [0, 0, 1, d], [0, 0, 0, 1]]
-        else:
-            link = [
-                [c, -s, 0, a],
-                [0, 0, -twist, -twist * d],
-                [twist * s, twist * c, 0, 0],
-                [0, 0, 0, 1],
-            ]
-        frame = frame @ np.array(link)
-        frames[i] = frame
-    frames[-1] = frame
-    frames[-1, :3, 3] += _FLANGE * frame[:3, 2]
-    return frames
 
 
 def pose_matrix(position: np.ndarray, rotation: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from worldmodel.envs.robots.interface import JointLimits
+from worldmodel.franka_arm import PANDA_JOINT_HIGH, PANDA_JOINT_LOW
 
 MAX_GRIPPER_FORCE_N = 40.0
 MAX_COLLISION_FORCE_N = MAX_COLLISION_TORQUE_NM = 20.0
@@ -48,8 +49,8 @@ class HardwareLimits:
 
 def _hardware(
     *,
-    low: Sequence[float],
-    high: Sequence[float],
+    low: Sequence[float] | np.ndarray,
+    high: Sequence[float] | np.ndarray,
     velocity: Sequence[float],
     acceleration: Sequence[float],
     jerk: Sequence[float],
@@ -67,8 +68,8 @@ def _constant(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 PANDA = _hardware(
-    low=(-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973),
-    high=(2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973),
+    low=PANDA_JOINT_LOW,
+    high=PANDA_JOINT_HIGH,
     velocity=(2.175,) * 4 + (2.61,) * 3,
     acceleration=(15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0),
     jerk=(7500.0, 3750.0, 5000.0, 6250.0, 7500.0, 10000.0, 10000.0),

@@ -18,9 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.envs import panda
-from worldmodel.envs.control import rotation_vector
 from worldmodel.envs.robots.interface import NUM_JOINTS, Command, JointLimits
-from worldmodel.envs.robots.kinematics import quat_xyzw_to_matrix
+from worldmodel.envs.robots.kinematics import quat_xyzw_to_matrix, rotation_vector
 
 # Twice those of an `Envelope` or more, so that what `SafeRobot` has smoothed passes unchanged.
 LINEAR_ACCELERATION, LINEAR_JERK = 2.0, 400.0  # [m/s^2], [m/s^3]

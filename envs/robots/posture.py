@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from worldmodel.envs.robots.interface import JointLimits, RobotObservation
-from worldmodel.envs.robots.kinematics import jacobian, joint_frames, tool_offset
+from worldmodel.envs.robots.kinematics import jacobian, tool_offset
 from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.shaping import keep_in_box, stoppable_speed
 from worldmodel.envs.robots.watch import Trouble
+from worldmodel.franka_arm import joint_frames
 
 DAMPING = 0.01  # of the pseudo-inverse
 LOOK_AHEAD_S = 0.05  # how far a motion is followed to see whether it goes towards a singularity

@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # mujoco's compiled names have no type stubs.
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from worldmodel.envs import panda
 from worldmodel.envs.control import JOINT_MARGIN, Arm
 from worldmodel.envs.robots.interface import Command, JointLimits, RobotObservation, RobotState
+from worldmodel.envs.robots.limits import PANDA
 from worldmodel.envs.robots.motion import JointMotion, Kinematics
 
-JOINT_VELOCITY = np.array([2.175] * 4 + [2.61] * 3)  # [rad/s] Franka's published limits
 TORQUE_FILTER_S = 0.02  # time constant of the torques
 GRIPPER_WIDTH_M = 2 * panda.FINGER_STROKE
 GRIPPER_SPEED = 0.15  # [m/s] of the opening, as of a Robotiq 2F-85
@@ -55,8 +55,8 @@ class SimulatedArm:
         self._servos = np.array([self.model.actuator(name).id for name in panda.SERVOS])
         self._jaw = self.model.actuator("gripper").id
         low, high = np.array([joint.range for joint in joints]).T
-        self.limits = JointLimits(low, high, JOINT_VELOCITY)
-        kept = JointLimits(low + JOINT_MARGIN, high - JOINT_MARGIN, JOINT_VELOCITY)
+        self.limits = JointLimits(low, high, PANDA.joints.velocity)
+        kept = replace(self.limits, low=low + JOINT_MARGIN, high=high - JOINT_MARGIN)
         self._kinematics = Kinematics(self.model)
         self._motion = JointMotion(Kinematics(self.model), kept, dt=self.dt)
         self._gripper = self._gripper_target = float(self.data.ctrl[self._jaw])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.data.rotations import to_matrix, to_rotvec
+from worldmodel.envs.robots.limits import UNKNOWN
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, euler_to_matrix, matrix_to_euler
 from worldmodel.serving.kinematics import JOINT_HIGH, JOINT_LOW, Tool
 
@@ -25,7 +26,11 @@ ACTION_SPACES: tuple[str, ...] = get_args(ActionSpace)
 
 ROW_HZ = 15.0
 JOINT_UNIT, LINEAR_UNIT, ANGULAR_UNIT = 0.2, 0.075, 0.15  # rad, m, rad a row, at a value of 1
-FASTEST = {"speed": 1.0, "turn_speed": 2.0, "joint_speed": 2.175}  # m/s, rad/s, rad/s
+FASTEST = {
+    "speed": 1.0,  # m/s
+    "turn_speed": 2.0,  # rad/s
+    "joint_speed": float(UNKNOWN.joints.velocity.min()),  # rad/s
+}
 HOLDS = ("outside_workspace", "joint_limits", "unreachable")  # notes of rows that hold still
 OUTSIDE_TOLERANCE = 0.02  # m; an arm stopped at the border is measured a little beyond it
 

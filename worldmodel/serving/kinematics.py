@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from worldmodel.data.kinematics import HAND_LENGTH, franka_hand_pose
 from worldmodel.data.rotations import angle_between, to_matrix
 from worldmodel.envs.robots.kinematics import inverse_kinematics, pose_matrix
 from worldmodel.envs.robots.limits import UNKNOWN
+from worldmodel.franka_arm import joint_frames
 
 # A request does not say which Franka it comes from.
 JOINT_LOW, JOINT_HIGH = UNKNOWN.joints.low, UNKNOWN.joints.high  # rad
 JOINT_MARGIN = 0.02  # rad kept from both
-HAND_YAW = -np.pi / 4  # rad: how Franka mounts its hand on the flange
 REACHED_POSITION, REACHED_ROTATION = 5e-3, 2e-2  # m, rad: farther away is not reached
 LARGEST_MOVE = 0.3  # rad of a joint; more is another posture, and the tool would swing on its way
 
@@ -50,9 +49,8 @@ class Tool:
         self, joints: Float[np.ndarray, "*n 7"]
     ) -> tuple[Float[np.ndarray, "*n 3"], Float[np.ndarray, "*n 3 3"]]:
         """Returns the tool's position [m] and rotation in the base frame at some joints [rad]."""
-        hand_position, hand_rotation = franka_hand_pose(joints)
-        flange = Tool(length=HAND_LENGTH, yaw=HAND_YAW).to_flange(hand_position, hand_rotation)
-        return self.of_flange(*flange)
+        flange = joint_frames(joints)[..., -1, :, :]
+        return self.of_flange(flange[..., :3, 3], flange[..., :3, :3])
 
     def solve(
         self,

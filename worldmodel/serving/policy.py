@@ -13,14 +13,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from worldmodel.data.kinematics import HAND_LENGTH, franka_hand_pose
 from worldmodel.data.rotations import angle_between
+from worldmodel.franka_arm import joint_frames
 from worldmodel.images import fit_frames
 from worldmodel.pose import euler_to_matrix, matrix_to_euler
 from worldmodel.serving.chunks import ROW_HZ, ActionSpace, Chunk, Limits, make_chunk
 from worldmodel.serving.dialects import OPENPI_ROWS, Request, RequestError, metadata
 from worldmodel.serving.goals import Goals
-from worldmodel.serving.kinematics import HAND_YAW, Tool
+from worldmodel.serving.kinematics import Tool
 
 SAME_POSITION, SAME_ROTATION = 0.01, 0.05  # m, rad: of a flange from its joints and as sent
 
@@ -150,10 +150,9 @@ class GoalPolicy:
 
 def _check_flange(joints: np.ndarray, flange: np.ndarray) -> None:
     """Refuses a robot whose Cartesian frame is not link 8 of a Franka."""
-    hand_position, hand_rotation = franka_hand_pose(joints)
-    position, rotation = Tool(HAND_LENGTH, HAND_YAW).to_flange(hand_position, hand_rotation)
-    away = float(np.linalg.norm(position - flange[:3]))
-    turned = float(angle_between(rotation, euler_to_matrix(flange[3:])))
+    expected = joint_frames(joints)[-1]
+    away = float(np.linalg.norm(expected[:3, 3] - flange[:3]))
+    turned = float(angle_between(expected[:3, :3], euler_to_matrix(flange[3:])))
     if away > SAME_POSITION or turned > SAME_ROTATION:
         raise RequestError(
             "pose_mismatch",

@@ -20,12 +20,12 @@ from worldmodel.envs.robots.interface import (
 )
 from worldmodel.envs.robots.kinematics import (
     jacobian,
-    joint_frames,
     pose_matrix,
     quat_xyzw_to_matrix,
     rotation_vector,
 )
 from worldmodel.envs.robots.limits import hardware_limits
+from worldmodel.franka_arm import joint_frames
 
 HOME = np.array([0.0, -0.45, 0.0, -2.35, 0.0, 1.9, np.pi / 4])
 TOOL = pose_matrix(np.array([0.0, 0.0, 0.1034]), np.diag([1.0, 1.0, 1.0]))

@@ -8,7 +8,6 @@ from worldmodel.envs import franka, panda
 from worldmodel.envs.robots.kinematics import (
     inverse_kinematics,
     jacobian,
-    joint_frames,
     matrix_to_quat_xyzw,
     pose_matrix,
     quat_xyzw_to_matrix,
@@ -17,6 +16,7 @@ from worldmodel.envs.robots.kinematics import (
     tool_offset,
 )
 from worldmodel.envs.robots.limits import PANDA
+from worldmodel.franka_arm import joint_frames
 
 vectors = st.lists(st.floats(-1.8, 1.8), min_size=3, max_size=3).map(np.array)
 LOW, HIGH = PANDA.joints.low, PANDA.joints.high

@@ -20,7 +20,6 @@ from worldmodel.envs.robots.interface import (
 )
 from worldmodel.envs.robots.kinematics import (
     jacobian,
-    joint_frames,
     matrix_to_quat_xyzw,
     quat_xyzw_to_matrix,
     rotation_of_vector,
@@ -28,6 +27,7 @@ from worldmodel.envs.robots.kinematics import (
 )
 from worldmodel.envs.robots.limits import Envelope, first_run, hardware_limits
 from worldmodel.envs.robots.safety import SafeRobot
+from worldmodel.franka_arm import joint_frames
 
 _spec = importlib.util.spec_from_file_location(
     "fake_robot", Path(__file__).with_name("fake_robot.py")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from worldmodel.data.rotations import to_matrix, to_rotvec
 from worldmodel.envs.panda import HOME_JOINTS
+from worldmodel.franka_arm import HAND_YAW
 from worldmodel.pose import euler_to_matrix
 from worldmodel.serving.chunks import (
     ACTION_SPACES,
@@ -20,7 +21,7 @@ from worldmodel.serving.chunks import (
     Limits,
     make_chunk,
 )
-from worldmodel.serving.kinematics import HAND_YAW, JOINT_HIGH, JOINT_LOW, Tool
+from worldmodel.serving.kinematics import JOINT_HIGH, JOINT_LOW, Tool
 
 TOOL = Tool(length=0.149, yaw=HAND_YAW)
 HOME = TOOL.pose(HOME_JOINTS)[0]

@@ -7,7 +7,8 @@ import worldmodel.envs  # noqa: F401  (before mujoco: it chooses the OpenGL plat
 import mujoco  # isort: skip
 from worldmodel.data.rotations import angle_between, to_matrix
 from worldmodel.envs import panda
-from worldmodel.serving.kinematics import HAND_YAW, JOINT_HIGH, JOINT_LOW, JOINT_MARGIN, Tool
+from worldmodel.franka_arm import HAND_YAW
+from worldmodel.serving.kinematics import JOINT_HIGH, JOINT_LOW, JOINT_MARGIN, Tool
 
 TOOL = Tool(length=0.149, yaw=HAND_YAW)  # of the simulated arm
 

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from worldmodel.envs.panda import HOME_JOINTS
+from worldmodel.franka_arm import HAND_YAW
 from worldmodel.pose import integrate, matrix_to_euler
 from worldmodel.serving.chunks import ACTION_SPACES, Limits
 from worldmodel.serving.dialects import Request, RequestError
 from worldmodel.serving.goals import Goals
-from worldmodel.serving.kinematics import HAND_YAW, Tool
+from worldmodel.serving.kinematics import Tool
 from worldmodel.serving.policy import GoalPolicy, Session
 
 TOOL = Tool(length=0.149, yaw=HAND_YAW)
