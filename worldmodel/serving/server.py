@@ -10,25 +10,21 @@ and is no safety device.
 """
 
 import asyncio
-import hmac
 import http
-import ipaddress
 import logging
-import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websockets
-from websockets.datastructures import MultipleValuesError
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
 
+from worldmodel.envs.robots.access import ConnectRate, Door, check_exposure, quiet_logger
 from worldmodel.envs.robots.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
 from worldmodel.serving.chunks import HOLDS
 from worldmodel.serving.dialects import (
@@ -42,9 +38,6 @@ from worldmodel.serving.dialects import (
 from worldmodel.serving.policy import Policy, Session
 
 logger = logging.getLogger(__name__)
-TOKEN_VARIABLE = "WORLDMODEL_TOKEN"
-SHORTEST_TOKEN = 16  # characters
-SCHEMES = ("api-key", "bearer")
 QUEUED_FRAMES = 2  # of a client that sends without waiting; then it is no longer read
 OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 2.0
 
@@ -79,6 +72,7 @@ class PlannerServer:
         self.num_plans = 0
         self._policy = policy
         self._token = token
+        self._door = Door(token=token, rate=ConnectRate(at_once=32, per_s=8.0))
         self._reply_style: ReplyStyle = reply_style
         self._max_connections = max_connections
         self._clock = clock
@@ -108,9 +102,6 @@ class PlannerServer:
             OSError: the port is taken.
         """
         check_exposure(host, token=self._token)
-        # websockets logs every health check, and at its debug level whole headers with the token.
-        quiet = logging.getLogger(f"{__name__}.websockets")
-        quiet.setLevel(logging.WARNING)
         try:
             async with serve_websockets(
                 self._converse,
@@ -125,7 +116,7 @@ class PlannerServer:
                 open_timeout=OPEN_TIMEOUT_S,
                 close_timeout=CLOSE_TIMEOUT_S,
                 server_header=None,
-                logger=quiet,
+                logger=quiet_logger(__name__),
             ) as server:
                 ready(next(iter(server.sockets)).getsockname()[1])
                 await stop.wait()
@@ -134,11 +125,9 @@ class PlannerServer:
 
     def _admit(self, connection: ServerConnection, upgrade: Upgrade) -> Response | None:
         """Answers the health check and refuses strangers, before any upgrade."""
-        if upgrade.path == "/healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if self._token is not None and not is_authorized(upgrade.headers, self._token):
-            logger.warning("turned away %s: wrong token or none", connection.remote_address)
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "unauthorized\n")
+        answer = self._door.answer(connection, upgrade)
+        if answer is not None:
+            return answer
         if self._open >= self._max_connections:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too_many_clients\n")
         return None
@@ -193,80 +182,3 @@ class PlannerServer:
             await connection.close(CloseCode.INTERNAL_ERROR, text.partition(":")[0])
         except ConnectionClosed:
             pass
-
-
-def is_authorized(headers: Mapping[str, str], token: str) -> bool:
-    """Whether the headers hold `Authorization: Api-Key <token>`, or the same with `Bearer`."""
-    try:
-        scheme, _, given = headers.get("Authorization", "").partition(" ")
-    except MultipleValuesError:
-        return False
-    # Compared as bytes: text that is not ASCII would be refused with an exception.
-    same = hmac.compare_digest(given.strip().encode(), token.encode())
-    return same and scheme.lower() in SCHEMES
-
-
-def read_token(file: str | None, *, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Returns the token in a file, else that of the variable WORLDMODEL_TOKEN, else None.
-
-    A token never comes from the command line, which every process of the machine can read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the token is short, or holds spaces or anything but ASCII.
-    """
-    if file is not None:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"no token file at {file}")
-        token, source = Path(file).read_text(encoding="utf-8").strip(), file
-    elif TOKEN_VARIABLE in environment:
-        token, source = environment[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
-    else:
-        return None
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or len(token.split()) != 1:
-        raise ValueError(
-            f"the token in {source} must be one word of at least {SHORTEST_TOKEN} ASCII characters;"
-            " make one with: openssl rand -hex 32"
-        )
-    return token
-
-
-def check_exposure(host: str, *, token: str | None) -> None:
-    """Refuses to be reached from other machines without a token.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not is_loopback(host) and token is None:
-        raise ValueError(
-            f"host={host} can be reached from other machines: give a token, in a file named by "
-            f"token_file=... or in the variable {TOKEN_VARIABLE}; or use host=127.0.0.1"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host; a name other than localhost counts as not."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """Returns the server's side of TLS from PEM files, or None without them.
-
-    Raises:
-        ValueError: one is given without the other.
-        OSError: a file is missing or is no certificate or key.
-    """
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise ValueError("tls_certificate and tls_key belong together: give both or neither")
-    for path in (certificate, key):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no file at {path}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    return context

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def serve(config: "DictConfig", *, call: Call) -> int:
     """Answers requests until it is stopped."""
-    from worldmodel.serving.server import (
-        PlannerServer,
+    from worldmodel.envs.robots.access import (
         check_exposure,
         is_loopback,
         read_token,
         tls_context,
     )
+    from worldmodel.serving.server import PlannerServer
 
     if config.roboarena_reply not in ("map", "array"):
         raise UserError(f"roboarena_reply must be map or array, got {config.roboarena_reply!r}")
