@@ -41,12 +41,12 @@ from worldmodel.envs.robots.interface import (
     Ack,
     Command,
     NotConnectedError,
-    OperatorRefusedError,
     RobotError,
     RobotInfo,
     RobotObservation,
     RobotState,
     StaleObservationError,
+    require_operator,
 )
 from worldmodel.envs.robots.limits import Envelope, hardware_limits
 
@@ -188,7 +188,7 @@ class FrankyRobot:
 
     def arm(self, *, operator: str) -> RobotState:
         """Allows motion, of either kind. See `Robot.arm`."""
-        _require_operator(operator)
+        require_operator(operator)
         with self._lock:
             self._look()
             if self._state is RobotState.FAULT:
@@ -238,7 +238,7 @@ class FrankyRobot:
 
     def recover(self, *, operator: str) -> RobotState:
         """Clears the arm's error; it stays in FAULT when the cause is still there."""
-        _require_operator(operator)
+        require_operator(operator)
         with self._lock:
             self._look()
             if self._state is RobotState.FAULT:
@@ -348,8 +348,3 @@ class FrankyRobot:
         with self._network():
             if not self._at_rest and self._signal is not None and not robot.poll_motion():
                 robot.move(brake(self._signal), asynchronous=True)
-
-
-def _require_operator(operator: str) -> None:
-    if not operator.strip():
-        raise OperatorRefusedError("an operator must give a name, for the record")

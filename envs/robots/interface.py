@@ -5,6 +5,7 @@ poses those of the tool centre point in the robot base frame, all times seconds 
 monotonic clock (`Robot.now`), which no clock of another machine is ever compared with.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -62,12 +63,14 @@ class OperatorRefusedError(RobotError):
     """What was asked for needs an operator's confirmation, and it was not given."""
 
 
-@dataclass(frozen=True, eq=False)
-class CameraFrame:
-    """One picture and when it was taken."""
+def require_operator(operator: str) -> None:
+    """Checks that an operator's act comes with a name.
 
-    image: UInt8[np.ndarray, "height width 3"]
-    captured_at: float
+    Raises:
+        OperatorRefusedError: the name is empty.
+    """
+    if not operator.strip():
+        raise OperatorRefusedError("an operator must give a name, for the record")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,35 @@ class CameraInfo:
     width: int
     fps: float
     optional: bool = False
+
+
+class CameraFrame:
+    """One picture and when it was taken.
+
+    A loop that only watches over cameras reads the time and the fingerprint, which cost little even
+    where the picture itself is drawn only when somebody looks at it.
+
+    Attributes:
+        captured_at: [s].
+    """
+
+    def __init__(self, image: UInt8[np.ndarray, "height width 3"], captured_at: float):
+        self._image, self.captured_at = image, captured_at
+
+    @property
+    def image(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture, RGB."""
+        return self._image
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that stays the same when the camera repeats its picture byte by byte."""
+        return zlib.crc32(np.ascontiguousarray(self.image).data)
+
+    def fits(self, camera: CameraInfo) -> bool:
+        """Returns whether it is a picture such as a camera says that it takes."""
+        size = (camera.height, camera.width, 3)
+        return self.image.dtype == np.uint8 and self.image.shape == size
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,12 +33,12 @@ from worldmodel.envs.robots.interface import (
     CameraInfo,
     Command,
     NotConnectedError,
-    OperatorRefusedError,
     RobotError,
     RobotInfo,
     RobotObservation,
     RobotState,
     StaleObservationError,
+    require_operator,
 )
 from worldmodel.envs.robots.simulated_arm import GRIPPER_WIDTH_M, SimulatedArm
 from worldmodel.envs.robots.simulated_cameras import STATE, SensorFaults, SimulatedCameras
@@ -70,7 +70,7 @@ class MujocoRobot:
         reflex_torque: Sequence[float] = REFLEX_TORQUE,
         seed: int = 0,
     ):
-        """Takes over a scene as it stands; nothing is drawn before the first `observe`.
+        """Takes over a scene as it stands; nothing is drawn before somebody looks at a picture.
 
         Args:
             scene: the arm and what lies about; a task may have been reset in it.
@@ -165,7 +165,7 @@ class MujocoRobot:
             self._thread.start()
 
     def observe(self, *, max_age_s: float) -> RobotObservation:
-        """Returns the newest pictures and states.
+        """Returns the newest pictures, which are drawn when they are looked at, and states.
 
         Raises:
             NotConnectedError: before `connect` and after `close`.
@@ -187,7 +187,7 @@ class MujocoRobot:
                 state=self._state,
                 errors=tuple(self._errors),
             )
-        return replace(observation, frames=self._cameras.develop(shots))
+        return replace(observation, frames=self._cameras.frames(shots))
 
     def arm(self, *, operator: str) -> RobotState:
         """Allows motion.
@@ -197,7 +197,7 @@ class MujocoRobot:
             OperatorRefusedError: the operator has no name.
             RobotError: in FAULT.
         """
-        _check_operator(operator)
+        require_operator(operator)
         with self._lock:
             self._require_connection()
             self._heed_stop()
@@ -241,7 +241,7 @@ class MujocoRobot:
             NotConnectedError: there is no connection.
             OperatorRefusedError: the operator has no name.
         """
-        _check_operator(operator)
+        require_operator(operator)
         with self._lock:
             self._require_connection()
             if self._state is RobotState.FAULT and not any(self._errors.values()):
@@ -339,8 +339,3 @@ class MujocoRobot:
         if self._state not in MOVABLE:
             return "fault" if self._state is RobotState.FAULT else "not_armed"
         return what_is_wrong(command, last_seq=self._last_seq, max_valid_for_s=MAX_VALID_FOR_S)
-
-
-def _check_operator(operator: str) -> None:
-    if not operator.strip():
-        raise OperatorRefusedError("an operator must give a name, for the record")

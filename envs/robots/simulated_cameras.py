@@ -7,10 +7,13 @@ OpenGL demands.
 # pyright: reportAttributeAccessIssue=false
 # mujoco's compiled names have no type stubs.
 
+import threading
+import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import mujoco
 import numpy as np
@@ -48,6 +51,32 @@ class Shot:
 
     taken_at: float
     qpos: np.ndarray
+
+
+class SimulatedFrame(CameraFrame):
+    """A picture that is drawn when somebody looks at it first, whenever and in whatever thread.
+
+    Its fingerprint is that of the scene it is drawn of: what watches over cameras never draws.
+    """
+
+    def __init__(self, shot: Shot, camera: CameraInfo, draw: Callable[[np.ndarray], np.ndarray]):
+        self.captured_at = shot.taken_at
+        self._qpos, self._camera, self._draw = shot.qpos, camera, draw
+
+    @cached_property
+    def image(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture, RGB; the caller's to keep."""
+        return self._draw(self._qpos)
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that stays the same when the camera repeats its picture."""
+        return zlib.crc32(self._qpos.data)
+
+    def fits(self, camera: CameraInfo) -> bool:
+        """Returns whether it is a picture such as a camera says that it takes."""
+        size = (self._camera.height, self._camera.width)
+        return size == (camera.height, camera.width)
 
 
 class SimulatedCameras:
@@ -88,6 +117,7 @@ class SimulatedCameras:
         }
         self._drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._renderers: dict[tuple[int, int], Renderer] = {}
+        self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
 
     def expose(self, *, before: float, now: float, qpos: np.ndarray) -> None:
@@ -120,19 +150,27 @@ class SimulatedCameras:
                 raise StaleObservationError(name, age_s=age, max_age_s=max_age_s)
         return newest
 
-    def develop(self, shots: Mapping[str, Shot]) -> dict[str, CameraFrame]:
-        """Returns the pictures, drawn; they are the caller's to keep. Any thread may call it."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "simulated-cameras")
-        tasks = {name: self._thread.submit(self._draw, name, s.qpos) for name, s in shots.items()}
-        return {name: CameraFrame(tasks[name].result(), s.taken_at) for name, s in shots.items()}
+    def frames(self, shots: Mapping[str, Shot]) -> dict[str, CameraFrame]:
+        """Returns pictures that are drawn when they are looked at."""
+        return {
+            name: SimulatedFrame(shot, self._cameras[name], partial(self._draw_in_thread, name))
+            for name, shot in shots.items()
+        }
 
     def close(self) -> None:
-        """Frees the renderers; the next `develop` makes new ones."""
-        if self._thread is not None:
-            self._thread.submit(self._close_renderers).result()
-            self._thread.shutdown()
-            self._thread = None
+        """Frees the renderers; the next picture that is drawn makes new ones."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.submit(self._close_renderers).result()
+            thread.shutdown()
+
+    def _draw_in_thread(self, camera: str, qpos: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "simulated-cameras")
+            drawing = self._thread.submit(self._draw, camera, qpos)
+        return drawing.result()
 
     def _draw(self, camera: str, qpos: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         last = self._drawn.get(camera)

@@ -1,7 +1,6 @@
 """Whether what a robot measures can be relied on: fresh, finite, alive and without errors."""
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ class Trouble:
 class _Camera:
     captured_at: float
     first_seen: float
-    checksum: int
+    fingerprint: int
     repeats: int = 0
 
 
@@ -113,19 +112,20 @@ class SensorWatch:
     ) -> str | None:
         if frame is None:
             return "camera_stale"
-        if frame.image.dtype != np.uint8 or frame.image.shape != (info.height, info.width, 3):
+        if not frame.fits(info):
             return "camera_format"
         seen = self._cameras.get(name)
         if seen is None:
-            seen = _Camera(frame.captured_at, now, _checksum(frame.image))
+            seen = _Camera(frame.captured_at, now, frame.fingerprint)
             self._cameras[name] = seen
         elif frame.captured_at != seen.captured_at:
-            checksum = _checksum(frame.image)
-            if checksum != seen.checksum:
+            fingerprint = frame.fingerprint
+            if fingerprint != seen.fingerprint:
                 seen.repeats = 0
             elif moving:
                 seen.repeats += 1
-            seen.captured_at, seen.first_seen, seen.checksum = frame.captured_at, now, checksum
+            seen.captured_at, seen.first_seen = frame.captured_at, now
+            seen.fingerprint = fingerprint
         on_robot = robot_now - seen.captured_at
         if not _fresh(
             max(on_robot, now - seen.first_seen), on_robot, self._envelope.camera_max_age_s
@@ -161,7 +161,3 @@ def wrong_state(observation: RobotObservation) -> str | None:
 
 def _fresh(age: float, robot_age: float, largest: float) -> bool:
     return robot_age >= -FUTURE_TOLERANCE_S and age <= largest  # both False for NaN
-
-
-def _checksum(image: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(image).data)

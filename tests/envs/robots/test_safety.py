@@ -11,6 +11,7 @@ import pytest
 
 from worldmodel.envs.robots.interface import (
     MOVABLE,
+    CameraFrame,
     Command,
     NotConnectedError,
     OperatorRefusedError,
@@ -583,7 +584,7 @@ def test_an_optional_camera_can_be_lost_and_a_needed_one_not():
 def test_a_picture_of_another_size_is_not_trusted(rig):
     rig.start()
     info = rig.fake.info.cameras["exterior"]
-    rig.safe._watch._infos["exterior"] = replace(info, height=8)
+    rig.safe._guard._senses._watch._infos["exterior"] = replace(info, height=8)
     rig.run(0.05)
     assert rig.safe.reason == "camera_format:exterior"
 
@@ -591,7 +592,7 @@ def test_a_picture_of_another_size_is_not_trusted(rig):
 def test_a_stamp_from_the_future_is_not_trusted(rig):
     rig.start()
     frame = rig.fake._pictures["exterior"]
-    rig.fake._pictures["exterior"] = replace(frame, captured_at=rig.fake.now() + 3600)
+    rig.fake._pictures["exterior"] = CameraFrame(frame.image, rig.fake.now() + 3600)
     rig.fake.frozen.add("exterior")
     rig.run(0.02)
     assert rig.safe.reason == "camera_stale:exterior"
