@@ -3,8 +3,8 @@
     python franky_simulator.py 127.0.0.1
 
 It prints "ready", then obeys lines on its standard input: "reflex" breaks off the motion with an
-error that recovery clears, "user_stop" is the emergency stop pressed, "released" its end. It ends
-with its input.
+error that recovery clears, "user_stop" is the emergency stop pressed, "released" its end,
+"hand_off" cuts the hand's connection. It ends with its input.
 """
 
 import os
@@ -43,6 +43,9 @@ class FaultyServer(FrankaRobotServer):
         super().process_commands()
         while asked:
             order = asked.pop()
+            if order == "hand_off":
+                self.gripper_server.reset_state()
+                continue
             modes = {"reflex": RobotMode.kReflex, "user_stop": RobotMode.kUserStopped}
             FaultyServer.mode = modes.get(order)
             motion = self.current_motion_id

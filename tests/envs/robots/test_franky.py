@@ -40,6 +40,7 @@ if SIM_PYTHON == sys.executable and importlib.util.find_spec("franky_sim") is No
 from worldmodel.envs.robots import franky_connection  # noqa: E402
 from worldmodel.envs.robots.franky import FrankyRobot  # noqa: E402
 
+pytestmark = pytest.mark.slow  # the simulated arm takes its own time
 HOST = f"127.77.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250 + 1}"  # loopback, ours alone
 PATIENCE_S = 120.0
 ENVELOPE = Envelope(
@@ -367,6 +368,21 @@ def test_an_arm_with_an_error_connects_and_recovery_waits_for_its_cause(simulato
     simulator.ask("released")
     until(lambda: robot.recover(operator="tester") is RobotState.IDLE)
     robot.close()
+
+
+def test_a_hand_that_is_lost_is_a_fault_until_it_is_connected_anew(robot, simulator) -> None:
+    assert robot.command(twist(1, 0, 0, 0.05, valid_for_s=0.5)).accepted
+    simulator.ask("hand_off")
+    until(lambda: look(robot).state is RobotState.FAULT)
+    assert look(robot).errors == ("hand_lost",)
+    assert robot.command(twist(2, 0.01, gripper=1.0)).reason == "fault"
+    until(lambda: at_rest(robot))
+    assert robot.recover(operator="tester") is RobotState.FAULT
+    robot.connect(timeout_s=PATIENCE_S)
+    assert (look(robot).state, look(robot).errors) == (RobotState.IDLE, ())
+    robot.arm(operator="tester")
+    assert robot.command(Command(1, 0, 0.1, "hold", gripper=1.0)).accepted
+    until(lambda: look(robot).gripper > 0.1)
 
 
 def test_an_arm_that_another_program_has_is_not_waited_for(robot) -> None:
