@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from worldmodel.closed_loop import PlannerSettings, make_controller
 from worldmodel.fleet import Body
 from worldmodel.jepa import JEPA
-from worldmodel.planners.split import split_action
+from worldmodel.planners.split import split_plan
 from worldmodel.training import Precision, autocast
 
 
@@ -68,13 +68,6 @@ class ModelPlanner:
                 controller.set_goal(goal)
                 self._goal = goal
             (decision,) = controller.act(image[None], proprio[None])
-        planned = list(decision.plan.actions[0].float().cpu().double().numpy())
-        actions: list[np.ndarray] = []
-        while planned and len(actions) < num_actions:
-            part, rest = split_action(
-                planned.pop(0), controller.step_bounds, controller.gripper_snap
-            )
-            actions.append(part)
-            if rest is not None:
-                planned.insert(0, rest)
-        return np.stack(actions)
+        planned = decision.plan.actions[0].float().cpu().numpy()
+        bounds, snap = controller.step_bounds, controller.gripper_snap
+        return split_plan(planned, bounds, snap, most=num_actions)
