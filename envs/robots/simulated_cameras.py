@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import mujoco
 import numpy as np
@@ -62,11 +62,14 @@ class SimulatedFrame(CameraFrame):
     def __init__(self, shot: Shot, camera: CameraInfo, draw: Callable[[np.ndarray], np.ndarray]):
         self.captured_at = shot.taken_at
         self._qpos, self._camera, self._draw = shot.qpos, camera, draw
+        self._drawn: np.ndarray | None = None
 
-    @cached_property
+    @property
     def image(self) -> UInt8[np.ndarray, "height width 3"]:
         """The picture, RGB; the caller's to keep."""
-        return self._draw(self._qpos)
+        if self._drawn is None:
+            self._drawn = self._draw(self._qpos)
+        return self._drawn
 
     @property
     def fingerprint(self) -> int:
