@@ -1,0 +1,144 @@
+"""What robot server and client say to each other: plain maps for `wire`, and back, strictly.
+
+A client opens up to three websockets. On each the server speaks first, with a `Greeting`; then the
+client asks (`Request`) and is answered (`Reply`) in turn:
+
+    /control   "command", "arm", "recover", "sync"; one client at a time, whose session it is
+    /observe   "observe", "sync"; read only
+    /stop      "stop", "sync"; anyone with the token, and never behind anything else
+
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from worldmodel.envs.robots.interface import RobotInfo, RobotState
+from worldmodel.envs.robots.messages import read_info, read_state, read_time, take, write_info
+from worldmodel.envs.robots.wire import WireError
+
+PROTOCOL = "worldmodel-robot/1"
+SESSION_HEADER = "Worldmodel-Session"
+CONTROL, OBSERVE, STOP = "/control", "/observe", "/stop"
+MAX_REQUEST_BYTES = 16 * 2**10
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a server says first.
+
+    Attributes:
+        info: of the robot.
+        session: by which this client holds the robot; None where it does not.
+        last_seq: number of the last command that the robot took from anyone; -1 before the first.
+        protocol: name and version.
+    """
+
+    info: RobotInfo
+    session: str | None
+    last_seq: int
+    protocol: str = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asks.
+
+    Attributes:
+        id: number that the reply bears.
+        ask: for what.
+        given: the details.
+    """
+
+    id: int
+    ask: str
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answers.
+
+    Attributes:
+        id: of the request; -1 when it could not be read.
+        received_at: when the request came, on the server's monotonic clock [s].
+        sent_at: when the reply went.
+        robot_now: the robot's own clock at `sent_at` [s].
+        state: of the robot.
+        reason: why it last held, faulted or was stopped.
+        answer: what was asked for; None after an error.
+        error: a short name such as "bad_request" or "stale"; None when there is none.
+        detail: about the error, fit to be shown.
+    """
+
+    id: int
+    received_at: float
+    sent_at: float
+    robot_now: float
+    state: RobotState
+    reason: str | None
+    answer: dict[str, Any] | None
+    error: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def write_greeting(greeting: Greeting) -> dict[str, Any]:
+    """Returns the map of a greeting."""
+    return vars(greeting) | {"info": write_info(greeting.info)}
+
+
+def read_greeting(message: Any) -> Greeting:
+    """Returns the greeting in a map.
+
+    Raises:
+        WireError: it is none, or of another version ("bad_protocol").
+    """
+    protocol = message.get("protocol") if isinstance(message, dict) else None
+    if protocol != PROTOCOL:
+        raise WireError("bad_protocol", f"expected {PROTOCOL}, got {protocol!r:.40}")
+    info, session, last_seq, _ = take(
+        message, info=dict, session=(str, type(None)), last_seq=int, protocol=str
+    )
+    return Greeting(read_info(info), session, last_seq)
+
+
+def write_request(request: Request) -> dict[str, Any]:
+    """Returns the map of a request."""
+    return dict(vars(request))
+
+
+def read_request(message: Any) -> Request:
+    """Returns the request in a map.
+
+    Raises:
+        WireError: it is none.
+    """
+    return Request(*take(message, id=int, ask=str, given=dict))
+
+
+def write_reply(reply: Reply) -> dict[str, Any]:
+    """Returns the map of a reply."""
+    return vars(reply) | {"state": str(reply.state)}
+
+
+def read_reply(message: Any) -> Reply:
+    """Returns the reply in a map.
+
+    Raises:
+        WireError: it is none.
+    """
+    none = type(None)
+    take(
+        message,
+        id=int,
+        received_at=float,
+        sent_at=float,
+        robot_now=float,
+        state=str,
+        reason=(str, none),
+        answer=(dict, none),
+        error=(str, none),
+        detail=dict,
+    )
+    times = {name: read_time(message[name], name) for name in ("received_at", "sent_at")}
+    times["robot_now"] = read_time(message["robot_now"], "robot_now")
+    return Reply(**message | times | {"state": read_state(message["state"])})
