@@ -357,6 +357,53 @@ class ServeConfig:
     threads: int | None = None  # of torch; null is torch's own choice
 
 
+@dataclass
+class DriveConfig:
+    """Drives an arm to a goal image; takes goal images, calibrates, and stops another drive."""
+
+    action: str = "run"  # run, goal capture, calibrate, or stop
+    what: str | None = None  # of `goal`: capture
+    planner: Any = MISSING  # group: search and how the controller uses it
+    robot: Any = MISSING
+    goal: str | None = None  # image to reach, or to write: goals/<name>.png
+    camera: str = "exterior"
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    calibration: str | None = None  # what drive calibrate wrote; null: the model has our axes
+    crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
+    dry_run: bool = False  # everything but the sending
+    yes: bool = False  # do not ask before the first motion; simulated robots only
+    operator: str | None = None  # name for the record; null is the login name
+    speed: float = 0.1  # of the tool [m/s]
+    turn_speed: float = 0.2  # of the tool [rad/s]
+    command_hz: float = 20.0
+    seconds: float = 30.0  # then it ends, there or not
+    settle_plans: int = 3  # plans in a row that say "there"
+    max_age_s: float = 0.2  # of pictures and states that are acted on
+    plan_max_age_s: float = 1.0  # of a plan's picture; then the plan expires and the arm holds
+    compensate: bool = True  # plan from where the arm will be when the plan is ready
+    latency_s: float | None = None  # of plans where the robot's clock is simulated; null is none
+    settle_s: float = 0.5  # before the first picture
+    stop_port: int | None = 0  # second socket that stops, this machine only; 0: a free one
+    move: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # [m], before a capture
+    moves: int = 10  # of a calibration
+    move_size: float = 0.05  # [m] from where it begins
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
+class ReplayConfig:
+    """Makes a recorded decision of a drive again and says why it was made."""
+
+    recording: str = MISSING  # folder of a drive, of its recording, or of one trip
+    step: int = -1  # which plan of the recording, from 0; negative counts from the last
+    trip: int | None = None  # which trip, from 1; null is the last thing that was kept
+    checkpoint: str | None = None  # where the model is now; null is where it was
+    out: str | None = None  # picture to write; null is replay-<step>.png
+
+
 STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
@@ -376,5 +423,7 @@ for _name, _schema in {
     "evaluate": EvaluateConfig,
     "demo": DemoConfig,
     "serve": ServeConfig,
+    "drive": DriveConfig,
+    "replay": ReplayConfig,
 }.items():
     STORE.store(name=f"{_name}_schema", node=_schema)

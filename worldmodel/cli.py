@@ -36,6 +36,8 @@ VERBS = {
     "sweep": "what drives success: rows that change one thing each, beside a base",
     "recipe": "make weights, from simulation to success rates, in stages that resume",
     "serve": "answer robot-side scripts of openpi and RoboArena with plans to goal images",
+    "drive": "drive an arm to a goal image; take goal images, calibrate",
+    "replay": "make a recorded decision of a drive again and say why it was made",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
 GROUPS = ("encoder", "predictor", "planner", "experiment")
@@ -44,6 +46,8 @@ POSITIONAL = {
     "convert": ("data", "out"),
     "transcode": ("data", "out"),
     "models": ("action", "source"),
+    "drive": ("action", "what"),
+    "replay": ("recording", "step"),
 }
 FLAGS = {
     "evaluate": {"--json": "print metrics.json alone on standard output"},
@@ -52,7 +56,12 @@ FLAGS = {
         "--check": "read every frame, list what is wrong, write check.html; status 1 on errors",
         "--json": "check, and print one JSON object alone on standard output",
     },
+    "drive": {
+        "--dry-run": "everything but the sending, and what would have been sent",
+        "--yes": "do not ask before the first motion; simulated robots only",
+    },
 }
+SETTING_OF_FLAG = {"--check": "check=true", "--dry-run": "dry_run=true", "--yes": "yes=true"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,8 +128,7 @@ def _dispatch(words: list[str]) -> int:
         print(_verb_help(verb))
         return 0
     flags, overrides = take_flags(verb, overrides)
-    if "--check" in flags:
-        overrides.append("check=true")
+    overrides += [SETTING_OF_FLAG[flag] for flag in sorted(flags) if flag in SETTING_OF_FLAG]
     config = compose(verb, name_positional(verb, overrides))
     missing = [key for key in config if OmegaConf.is_missing(config, key)]
     if missing:

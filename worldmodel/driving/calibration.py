@@ -7,19 +7,29 @@ small random moves, and the rotation is fitted between the moves it made and tho
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 
 from worldmodel.envs.robots.kinematics import rotation_vector
-from worldmodel.pose import GRIPPER, POSITION, ROTATION, euler_to_matrix, matrix_to_euler
+from worldmodel.jepa import JEPA
+from worldmodel.planners.energy import latent_l1
+from worldmodel.pose import (
+    GRIPPER,
+    POSITION,
+    ROTATION,
+    action_between,
+    euler_to_matrix,
+    matrix_to_euler,
+)
 
 FORMAT, VERSION = "worldmodel calibration", 1
 FEWEST_MOVES = 4
+TURNS = 72  # that "energy" tries, evenly spaced over the circle
 MIN_SPREAD = 0.2  # of the moves: their least direction, in units of their greatest
 Method = Literal["head", "energy"]
 
@@ -44,6 +54,10 @@ class ModelFrame:
         rotation = self.rotation @ euler_to_matrix(proprio[ROTATION].astype(float))
         position = self.rotation @ proprio[POSITION].astype(float)
         return np.concatenate([position, matrix_to_euler(rotation), proprio[GRIPPER]])
+
+    def to_robot(self, proprio: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
+        """Returns a pose of the model's as the robot would have it."""
+        return ModelFrame(self.rotation.T).to_model(proprio)
 
     def actions_to_model(self, actions: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 7"]:
         """Returns what the robot does as the model would have it."""
@@ -167,40 +181,66 @@ def fit_rotation(
     return left @ proper @ right
 
 
-def calibrated(
-    moved: Float[np.ndarray, "n 3"], seen: Float[np.ndarray, "n 3"], *, camera: str
+@torch.inference_mode()
+def calibrate(
+    world: JEPA,
+    frames: UInt8[np.ndarray, "n height width 3"],
+    proprio: Float[np.ndarray, "n 7"],
+    *,
+    camera: str,
 ) -> Calibration:
-    """Returns the calibration by the moves that were made [m] and those that the head saw."""
-    rotation = fit_rotation(moved, seen)
-    left = seen - moved @ rotation.T
-    return Calibration(
-        frame=ModelFrame(rotation),
-        method="head",
-        rms_m=_rms(left),
-        moved_rms_m=_rms(moved),
-        num_moves=len(moved),
-        camera=camera,
-    )
-
-
-def best_turn(
-    angles: Sequence[float] | np.ndarray, energies: Sequence[float] | np.ndarray
-) -> tuple[Float[np.ndarray, "3 3"], float]:
-    """Returns the rotation about z with the least energy, between the angles tried, and its angle.
+    """Returns the calibration by what was seen and measured at the places that the arm went to.
 
     Args:
-        angles: evenly spaced over a full turn, the first not again at the end [rad].
-        energies: mean energy of each, between the pictures imagined and seen.
+        world: with a state head all of the rotation is fitted, without one that about z.
+        frames: pictures of the model's size.
+        proprio: measured with them, robot's base frame.
+        camera: that took them.
+
+    Raises:
+        ValueError: there are too few places, or they lie on a line.
     """
-    angles, energies = np.asarray(angles, float), np.asarray(energies, float)
+    moved = np.diff(proprio[:, POSITION].astype(float), axis=0)
+    fit_rotation(moved, moved)  # refuses moves that no rotation can be fitted to
+    latents = world.encode(torch.from_numpy(np.array(frames))[None].to(world.device))[0]
+    if world.state_head is not None:
+        read = world.state_head(latents)[:, POSITION].double().cpu().numpy()
+        seen = np.diff(read, axis=0)
+        rotation = fit_rotation(moved, seen)
+        rms = _rms(seen - moved @ rotation.T)
+        return Calibration(ModelFrame(rotation), "head", rms, _rms(moved), len(moved), camera)
+    angles = np.linspace(-np.pi, np.pi, TURNS, endpoint=False)
+    energies = []
+    for angle in angles:
+        frame = ModelFrame(about_z(angle))
+        turned = np.stack([frame.to_model(one) for one in proprio]).astype(np.float32)
+        poses = torch.from_numpy(turned).to(world.device)
+        actions = action_between(poses[:-1], poses[1:])
+        imagined = world.predict(latents[:-1, None], poses[:-1, None], actions[:, None])
+        energies.append(float(latent_l1(imagined[:, 0], latents[1:]).mean()))
+    rotation = about_z(best_angle(angles, np.array(energies)))
+    return Calibration(ModelFrame(rotation), "energy", None, _rms(moved), len(moved), camera)
+
+
+def best_angle(angles: Float[np.ndarray, " n"], energies: Float[np.ndarray, " n"]) -> float:
+    """Returns the angle of least energy, also between those tried [rad], in [-pi, pi].
+
+    Args:
+        angles: evenly spaced over a full turn, the first not again at the end.
+        energies: of each.
+    """
     best = int(energies.argmin())
     before, least, after = (energies[(best + k) % len(energies)] for k in (-1, 0, 1))
     curve = before - 2 * least + after
     part = 0.5 * (before - after) / curve if curve > 0 else 0.0
-    angle = float(angles[best] + part * (angles[1] - angles[0]))
-    angle = float(np.arctan2(np.sin(angle), np.cos(angle)))
+    angle = angles[best] + part * (angles[1] - angles[0])
+    return float(np.arctan2(np.sin(angle), np.cos(angle)))
+
+
+def about_z(angle: float) -> Float[np.ndarray, "3 3"]:
+    """Returns the rotation about the vertical axis."""
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]]), angle
+    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _rms(vectors: np.ndarray) -> float:
