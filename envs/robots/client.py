@@ -37,6 +37,7 @@ from worldmodel.envs.robots.interface import (
     StaleObservationError,
     require_operator,
 )
+from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.messages import (
     read_ack,
     read_command,
@@ -79,10 +80,10 @@ def find_robot(
         )
     channel = Channel(url.rstrip("/") + OBSERVE, token=token, tls=tls, offset=ClockOffset())
     try:
-        info = channel.open(timeout_s=timeout_s).info
+        greeting = channel.open(timeout_s=timeout_s)
     finally:
         channel.close()
-    return RemoteRobot(url, info=info, token=token, tls=tls)
+    return RemoteRobot(url, info=greeting.info, envelope=greeting.envelope, token=token, tls=tls)
 
 
 class RemoteRobot:
@@ -90,6 +91,7 @@ class RemoteRobot:
 
     Attributes:
         info: what the robot is; a server that says otherwise later is not connected to.
+        envelope: within which the server keeps it; the same holds.
         reconnects: how often a lost connection was opened again.
     """
 
@@ -98,6 +100,7 @@ class RemoteRobot:
         url: str,
         *,
         info: RobotInfo,
+        envelope: Envelope,
         token: str | None,
         tls: ssl.SSLContext | None,
         heartbeat_s: float = HEARTBEAT_S,
@@ -109,13 +112,14 @@ class RemoteRobot:
         Args:
             url: such as "wss://robot:8001".
             info: what the robot is.
+            envelope: within which the server keeps it.
             token: that the server wants; None where it wants none.
             tls: for a wss:// address, such as `access.pinned_tls` gives.
             heartbeat_s: how often the controller says that it is there.
             reply_timeout_s: an answer that takes longer ends the connection.
             clock: seconds, monotonic; replaced in tests.
         """
-        self.info, self.reconnects = info, 0
+        self.info, self.envelope, self.reconnects = info, envelope, 0
         self._heartbeat_s, self._reply_timeout_s, self._clock = heartbeat_s, reply_timeout_s, clock
         self._offset = ClockOffset()
 
@@ -318,8 +322,9 @@ class RemoteRobot:
             if path == CONTROL:
                 self._session = None
             greeting = channel.open(timeout_s=timeout_s, session=shown)
-            if pack(write_info(greeting.info)) != pack(write_info(self.info)):
-                raise RobotError(f"another robot answers at {channel.url} than before")
+            same_robot = pack(write_info(greeting.info)) == pack(write_info(self.info))
+            if not same_robot or greeting.envelope != self.envelope:
+                raise RobotError(f"{channel.url} is another robot than before, or its limits are")
             if path == CONTROL:
                 self._offset.forget()
                 channel.ask("sync", {}, timeout_s=timeout_s)  # the offset must be known first

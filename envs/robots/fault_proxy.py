@@ -122,11 +122,11 @@ class FaultProxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._carry(link, reader, far_writer))
                 group.create_task(self._carry(link, far_reader, writer))
-        except* (OSError, asyncio.CancelledError):
-            pass
+        except* OSError:
+            link.reset()
         finally:
             self._links.discard(link)
-            link.reset()
+            link.close()
 
     async def _carry(
         self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -142,10 +142,13 @@ class FaultProxy:
                 await self._wait_for_cable()
                 if link.swallows:
                     continue
+                if not chunk:
+                    writer.write_eof()
+                    return
                 allowed = link.allowed(len(chunk))
                 writer.write(chunk[:allowed])
                 await writer.drain()
-                if allowed < len(chunk) or not chunk:  # cut short, or the end of the stream
+                if allowed < len(chunk):
                     raise ConnectionResetError
 
         delivering = asyncio.create_task(deliver())
@@ -155,6 +158,7 @@ class FaultProxy:
                 await chunks.put((self._loop.time(), chunk))
                 if not chunk:
                     await delivering
+                    return
         finally:
             delivering.cancel()
 
@@ -182,6 +186,10 @@ class _Link:
     def reset(self) -> None:
         for end in self._ends:
             end.transport.abort()
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
 
 
 def main(arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ of a command make sense is for the robot to say.
 """
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from worldmodel.envs.robots.interface import (
     RobotObservation,
     RobotState,
 )
+from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.wire import WireError
 
 MAX_COMMAND_VALUES = 16
@@ -107,6 +108,21 @@ def read_info(message: Any) -> RobotInfo:
         tcp=tcp,
         simulated=simulated,
     )
+
+
+def read_envelope(message: Any) -> Envelope:
+    """Returns the envelope in a map of its fields.
+
+    Raises:
+        WireError: it is none.
+    """
+    if not isinstance(message, dict) or message.keys() != {f.name for f in fields(Envelope)}:
+        raise _bad("expected the fields of an envelope")
+    corners = {name: tuple(message[name]) for name in ("workspace_low", "workspace_high")}
+    try:
+        return Envelope(**message | corners)
+    except (ValueError, TypeError) as error:
+        raise _bad(str(error)) from error
 
 
 def write_observation(observation: RobotObservation) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worldmodel.envs.robots.interface import RobotInfo, RobotState
-from worldmodel.envs.robots.messages import read_info, read_state, read_time, take, write_info
+from worldmodel.envs.robots.limits import Envelope
+from worldmodel.envs.robots.messages import (
+    read_envelope,
+    read_info,
+    read_state,
+    read_time,
+    take,
+    write_info,
+)
 from worldmodel.envs.robots.wire import WireError
 
 PROTOCOL = "worldmodel-robot/1"
@@ -28,12 +36,14 @@ class Greeting:
 
     Attributes:
         info: of the robot.
+        envelope: within which the server keeps it.
         session: by which this client holds the robot; None where it does not.
         last_seq: number of the last command that the robot took from anyone; -1 before the first.
         protocol: name and version.
     """
 
     info: RobotInfo
+    envelope: Envelope
     session: str | None
     last_seq: int
     protocol: str = PROTOCOL
@@ -83,7 +93,8 @@ class Reply:
 
 def write_greeting(greeting: Greeting) -> dict[str, Any]:
     """Returns the map of a greeting."""
-    return vars(greeting) | {"info": write_info(greeting.info)}
+    parts = {"info": write_info(greeting.info), "envelope": dict(vars(greeting.envelope))}
+    return vars(greeting) | parts
 
 
 def read_greeting(message: Any) -> Greeting:
@@ -95,10 +106,15 @@ def read_greeting(message: Any) -> Greeting:
     protocol = message.get("protocol") if isinstance(message, dict) else None
     if protocol != PROTOCOL:
         raise WireError("bad_protocol", f"expected {PROTOCOL}, got {protocol!r:.40}")
-    info, session, last_seq, _ = take(
-        message, info=dict, session=(str, type(None)), last_seq=int, protocol=str
+    info, envelope, session, last_seq, _ = take(
+        message,
+        info=dict,
+        envelope=dict,
+        session=(str, type(None)),
+        last_seq=int,
+        protocol=str,
     )
-    return Greeting(read_info(info), session, last_seq)
+    return Greeting(read_info(info), read_envelope(envelope), session, last_seq)
 
 
 def write_request(request: Request) -> dict[str, Any]:

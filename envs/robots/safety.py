@@ -70,7 +70,7 @@ class SafeRobot:
                 f"tick_hz must be at least {2 / envelope.tick_timeout_s:g}, two ticks in "
                 f"tick_timeout_s={envelope.tick_timeout_s:g}, got {tick_hz}"
             )
-        self._inner = inner
+        self._inner, self.envelope = inner, envelope
         self._limits = joint_intersection(hardware.joints, inner.info.joint_limits)
         self._guard = Guard(inner, envelope, self._limits, clock=clock)
         self._lock = threading.RLock()

@@ -95,7 +95,9 @@ class RobotService:
 
     def greeting(self, session: str | None) -> bytes:
         """Returns what is said first to a client."""
-        return pack(write_greeting(Greeting(self._safe.info, session, self._last_seq)))
+        return pack(
+            write_greeting(Greeting(self._safe.info, self._safe.envelope, session, self._last_seq))
+        )
 
     def disarm(self, reason: str) -> None:
         """Stops the arm if it may move; an operator has to arm it again."""
