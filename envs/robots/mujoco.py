@@ -96,7 +96,7 @@ class MujocoRobot:
             simulated=True,
         )
         self._reflex_torque = np.array(reflex_torque, float)
-        self._realtime = realtime
+        self.realtime = realtime
 
         self.faults = SensorFaults()
         """What is wrong with the sensors; for tests to change."""
@@ -135,7 +135,7 @@ class MujocoRobot:
         Raises:
             RobotError: a thread moves it.
         """
-        if self._realtime:
+        if self.realtime:
             raise RobotError("the clock runs in real time; pass realtime=False to move it by hand")
         for _ in range(round(seconds / self._arm.dt)):
             self._tick()
@@ -159,7 +159,7 @@ class MujocoRobot:
             self._state = RobotState.FAULT if self._errors else RobotState.IDLE
             self._last_seq, self._observations = -1, itertools.count()
             self._stop_asked.clear()
-        if self._realtime:
+        if self.realtime:
             self._ending.clear()
             self._thread = threading.Thread(target=self._run, name="mujoco-robot", daemon=True)
             self._thread.start()

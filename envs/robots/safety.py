@@ -81,6 +81,11 @@ class SafeRobot:
     # What every robot says.
 
     @property
+    def inner(self) -> Robot:
+        """Where velocities go."""
+        return self._inner
+
+    @property
     def info(self) -> RobotInfo:
         """What is known before `connect`."""
         return replace(self._inner.info, joint_limits=self._limits)

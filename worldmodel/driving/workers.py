@@ -5,6 +5,11 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from worldmodel.envs.robots.interface import Robot
+from worldmodel.envs.robots.mujoco import MujocoRobot
+from worldmodel.envs.robots.safety import SafeRobot
+
+TICK_S = 0.01  # of `SafeRobot`, where the clock is moved by hand
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 ResultOut = TypeVar("ResultOut", covariant=True)
@@ -107,3 +112,19 @@ class SimulatedWorker(Generic[Work, Result]):
 
     def close(self) -> None:
         """See `Worker`."""
+
+
+def simulated_sleep(robot: Robot) -> Callable[[float], None] | None:
+    """Returns what moves a robot's clock on, or None of a robot whose clock moves by itself."""
+    if not isinstance(robot, SafeRobot) or not isinstance(robot.inner, MujocoRobot):
+        return None
+    safe, inner = robot, robot.inner
+    if inner.realtime:
+        return None
+
+    def sleep(seconds: float) -> None:
+        for _ in range(max(round(seconds / TICK_S), 1)):
+            safe.tick()
+            inner.advance(TICK_S)
+
+    return sleep

@@ -2,6 +2,7 @@
 
 import getpass
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel.names import unknown
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world, open_folder
 
@@ -49,7 +51,6 @@ class _Setup:
 def drive(config: "DictConfig", *, call: Call) -> int:
     """Drives to a goal image; takes a goal image; calibrates; stops another drive."""
     from worldmodel.envs.robots.interface import RobotError
-    from worldmodel.names import unknown
 
     if config.action not in ACTIONS:
         raise UserError(unknown("action", config.action, ACTIONS))
@@ -91,24 +92,22 @@ def _stop(config: "DictConfig") -> int:
 
 
 @contextmanager
-def _connected(config: "DictConfig", world: "JEPA") -> Iterator[_Setup]:
+def _connected(config: "DictConfig") -> Iterator[_Setup]:
     """Connects the robot; it is at rest and disconnected afterwards."""
-    from worldmodel.driving.simulated import open_robot
+    from worldmodel.driving.workers import simulated_sleep
+    from worldmodel.robots import open_robot
 
-    opened = open_robot(config.robot, image_size=world.image_size)
-    robot = opened.robot
+    robot = open_robot(config.robot)
     if config.camera not in robot.info.cameras:
-        raise UserError(
-            f"the robot has no camera {config.camera!r}; it has "
-            f"{', '.join(robot.info.cameras) or 'none'}"
-        )
+        raise UserError(unknown("camera", config.camera, robot.info.cameras))
+    sleep = simulated_sleep(robot)
     robot.connect(timeout_s=CONNECT_S)
     try:
         yield _Setup(
             robot=robot,
-            envelope=opened.envelope,
-            sleep=opened.sleep,
-            simulated_clock=opened.simulated_clock,
+            envelope=robot.envelope,
+            sleep=sleep or time.sleep,
+            simulated_clock=sleep is not None,
             camera=config.camera,
             operator=config.operator or getpass.getuser(),
         )
@@ -173,7 +172,7 @@ def _capture(config: "DictConfig", world: "JEPA") -> int:
     path, offset = Path(config.goal), np.array(config.move, dtype=float)
     if offset.shape != (3,) or not np.isfinite(offset).all():
         raise UserError(f"move must be three numbers [m], got {list(config.move)}")
-    with _connected(config, world) as setup:
+    with _connected(config) as setup:
         if offset.any():
             _allow(config, setup, distance_m=float(np.linalg.norm(offset)))
             with _stoppable(config, setup) as operator:
@@ -207,7 +206,7 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
         config.moves + 1, config.move_size, rng=np.random.default_rng(config.seed)
     )
     frames, proprio = [], []
-    with _connected(config, world) as setup:
+    with _connected(config) as setup:
         _allow(config, setup, distance_m=2 * config.move_size)
         with _stoppable(config, setup) as operator:
             mover = _mover(config, world, setup, operator)
@@ -247,7 +246,7 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
         frame = read_calibration(Path(config.calibration), camera=config.camera).frame
     settings = replace(planner_settings(config, world), subgoals=False)
     crop = config.crop or world.crop
-    with _connected(config, world) as setup:
+    with _connected(config) as setup:
         goal = read_goal(
             Path(config.goal),
             camera=config.camera,

@@ -135,9 +135,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.fake = PoseRobot(camera_delay_s=self.camera_delay_s)
         settings = {"camera_max_age_s": 1.0, "plan_max_age_s": 1.0} | self.envelope
-        box = Envelope(
-            workspace_low=(0.2, -0.4, 0.02), workspace_high=(0.8, 0.4, 0.8), **settings
-        )
+        box = Envelope(workspace_low=(0.2, -0.4, 0.02), workspace_high=(0.8, 0.4, 0.8), **settings)
         self.safe = SafeRobot(self.fake, box, clock=self.fake.clock)
         self.safe.connect(timeout_s=1.0)
         if self.armed and not self.dry_run:
