@@ -71,6 +71,27 @@ def picture_hash(image: UInt8[np.ndarray, "height width 3"]) -> str:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
+def goal_path(name: str) -> Path:
+    """Returns the file of a goal: `red cube` is goals/red cube.png, and a path is itself."""
+    path = Path(name)
+    return path if path.suffix or len(path.parts) > 1 else Path("goals") / f"{name}.png"
+
+
+def check_new(path: Path) -> None:
+    """Refuses what cannot become the file of a new goal.
+
+    Raises:
+        ValueError: it is no .png.
+        FileExistsError: there is such a goal already.
+    """
+    if path.suffix != ".png":
+        raise ValueError(
+            f"a goal is a .png file, got {path}; choose goal=NAME or goal=FOLDER/NAME.png"
+        )
+    if path.exists() or path.with_suffix(".json").exists():
+        raise FileExistsError(f"{path} is there already; delete it, or choose another name")
+
+
 def capture_goal(
     path: Path,
     observation: RobotObservation,
@@ -86,10 +107,7 @@ def capture_goal(
         ValueError: the path is no .png, or the camera showed nothing.
         FileExistsError: there is such a goal already.
     """
-    if path.suffix != ".png":
-        raise ValueError(f"a goal is a .png file, got {path}; choose goal=goals/<name>.png")
-    if path.exists() or path.with_suffix(".json").exists():
-        raise FileExistsError(f"{path} is there already; delete it, or choose another name")
+    check_new(path)
     if camera not in observation.frames:
         raise ValueError(f"the camera {camera!r} delivered no picture")
     image = observation.frames[camera].image

@@ -25,6 +25,7 @@ from worldmodel.training import Precision, autocast
 
 MOST_STEPS = 8  # of a plan's tail; it expires long before
 AT_REST_M, AT_REST_RAD = 2e-3, 0.01  # moves under way below these are not imagined
+ROUNDING = 1e-6  # of a step
 REMEMBERED_S = 2.0  # of measured poses
 LATENCIES = 5  # of the last plans; the longest is expected of the next
 
@@ -206,7 +207,8 @@ class Schedule:
             return Task(observation, taken_at, pose, pose, None, np.zeros((0, 7)))
         begins_at = now + self.latency_s
         poses, at = [self._pose_at(captured_at)], observation.state_at
-        for steps_left in reversed(range(math.ceil((begins_at - captured_at) / self._step_s))):
+        num_steps = math.ceil((begins_at - captured_at) / self._step_s - ROUNDING)
+        for steps_left in reversed(range(num_steps)):
             time = begins_at - steps_left * self._step_s
             if time <= observation.state_at:
                 poses.append(self._pose_at(time))

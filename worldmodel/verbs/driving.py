@@ -64,13 +64,14 @@ def drive(config: "DictConfig", *, call: Call) -> int:
 
 def _with_model(config: "DictConfig", *, call: Call) -> int:
     if config.action == "goal" and config.what != "capture":
-        raise UserError("drive goal knows one thing to do: worldmodel drive goal capture goal=...")
+        raise UserError("drive goal knows one thing to do: worldmodel drive goal capture goal=NAME")
     if config.action != "goal" and config.what is not None:
         raise UserError(f"drive {config.action} takes settings, got {config.what!r}")
     if config.action in ("run", "goal") and config.goal is None:
-        raise UserError(
-            "drive needs goal=goals/<name>.png; worldmodel drive goal capture takes one"
-        )
+        raise UserError("drive needs goal=NAME; worldmodel drive goal capture goal=NAME takes one")
+    for name in ("speed", "turn_speed"):
+        if not config[name] > 0:
+            raise UserError(f"{name} must be above 0, got {config[name]}")
     world = load_world(config)
     if world.control_hz is None:
         raise UserError("the checkpoint states no control_hz, so its steps have no length")
@@ -92,8 +93,8 @@ def _stop(config: "DictConfig") -> int:
 
 
 @contextmanager
-def _connected(config: "DictConfig") -> Iterator[_Setup]:
-    """Connects the robot; it is at rest and disconnected afterwards."""
+def _opened(config: "DictConfig") -> Iterator[_Setup]:
+    """Opens the robot, not connected yet; it is at rest and disconnected afterwards."""
     from worldmodel.driving.workers import simulated_sleep
     from worldmodel.robots import open_robot
 
@@ -101,7 +102,6 @@ def _connected(config: "DictConfig") -> Iterator[_Setup]:
     if config.camera not in robot.info.cameras:
         raise UserError(unknown("camera", config.camera, robot.info.cameras))
     sleep = simulated_sleep(robot)
-    robot.connect(timeout_s=CONNECT_S)
     try:
         yield _Setup(
             robot=robot,
@@ -118,9 +118,6 @@ def _connected(config: "DictConfig") -> Iterator[_Setup]:
 def _law(config: "DictConfig", world: "JEPA") -> "TwistLaw":
     from worldmodel.driving.reference import TwistLaw
 
-    for name in ("speed", "turn_speed"):
-        if not config[name] > 0:
-            raise UserError(f"{name} must be above 0, got {config[name]}")
     assert world.control_hz is not None
     return TwistLaw(lead_s=1 / world.control_hz, speed=config.speed, turn_speed=config.turn_speed)
 
@@ -167,12 +164,14 @@ def _mover(config: "DictConfig", world: "JEPA", setup: _Setup, operator: "Operat
 
 def _capture(config: "DictConfig", world: "JEPA") -> int:
     """Saves what the camera shows, after a move if one is asked for."""
-    from worldmodel.driving.goals import capture_goal
+    from worldmodel.driving.goals import capture_goal, check_new, goal_path
 
-    path, offset = Path(config.goal), np.array(config.move, dtype=float)
+    path, offset = goal_path(config.goal), np.array(config.move, dtype=float)
     if offset.shape != (3,) or not np.isfinite(offset).all():
         raise UserError(f"move must be three numbers [m], got {list(config.move)}")
-    with _connected(config) as setup:
+    check_new(path)
+    with _opened(config) as setup:
+        setup.robot.connect(timeout_s=CONNECT_S)
         if offset.any():
             _allow(config, setup, distance_m=float(np.linalg.norm(offset)))
             with _stoppable(config, setup) as operator:
@@ -206,7 +205,8 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
         config.moves + 1, config.move_size, rng=np.random.default_rng(config.seed)
     )
     frames, proprio = [], []
-    with _connected(config) as setup:
+    with _opened(config) as setup:
+        setup.robot.connect(timeout_s=CONNECT_S)
         _allow(config, setup, distance_m=2 * config.move_size)
         with _stoppable(config, setup) as operator:
             mover = _mover(config, world, setup, operator)
@@ -235,7 +235,7 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
 def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
     """Drives to a goal image."""
     from worldmodel.driving.calibration import ModelFrame, read_calibration
-    from worldmodel.driving.goals import read_goal
+    from worldmodel.driving.goals import goal_path, read_goal
     from worldmodel.driving.replay import FLIGHT
     from worldmodel.driving.report import print_dry_run, print_outcome, write_outcome
     from worldmodel.envs.robots.recorded import RecordedRobot
@@ -246,15 +246,16 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
         frame = read_calibration(Path(config.calibration), camera=config.camera).frame
     settings = replace(planner_settings(config, world), subgoals=False)
     crop = config.crop or world.crop
-    with _connected(config) as setup:
+    with _opened(config) as setup:
         goal = read_goal(
-            Path(config.goal),
+            goal_path(config.goal),
             camera=config.camera,
             live=setup.robot.info.cameras[config.camera],
             model_size=world.image_size,
             crop=crop,
         )
         controller = make_drive_controller(world, settings, config)
+        setup.robot.connect(timeout_s=CONNECT_S)
         run = open_folder("drive", config)
         recorder = FlightRecorder(
             run / FLIGHT,

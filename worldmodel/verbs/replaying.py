@@ -37,7 +37,7 @@ def replay(config: "DictConfig", *, call: Call) -> int:
     if config.checkpoint is not None:
         saved.checkpoint = config.checkpoint
     saved.planner.deadline_ms = None
-    if record.deadline_hit:
+    if record.deadline_hit and "num_iterations" in saved.planner.search:
         saved.planner.search.num_iterations = record.iterations
     world = load_world(saved)
     settings = replace(planner_settings(saved, world), subgoals=False)

@@ -1,5 +1,4 @@
-"""A kinematic arm whose pictures say where it is, a world model that can read them, and a clock
-that tests move."""
+"""A kinematic arm whose pictures say where it is, and a world model that can read them."""
 
 import importlib.util
 from collections import deque
@@ -13,7 +12,7 @@ import torch
 
 from worldmodel.drive import Driver, Outcome
 from worldmodel.driving.calibration import ModelFrame
-from worldmodel.driving.reference import Pose, TwistLaw
+from worldmodel.driving.reference import TwistLaw
 from worldmodel.driving.replanning import Replanner, Schedule
 from worldmodel.driving.workers import SimulatedWorker
 from worldmodel.envs.robots.interface import CameraFrame
@@ -141,6 +140,8 @@ class Rig:
         if self.armed and not self.dry_run:
             self.safe.arm(operator="tester")
         self.target = self.fake.position + self.move
+        self.goal = self.fake.proprio
+        self.goal[:3] = self.target
         self.stop_reason: str | None = None
         self.plans: list = []
         self.during = lambda: None
@@ -172,9 +173,7 @@ class Rig:
             switch=SwitchRule(still_m=0.01),
             seed=self.seed,
         )
-        goal = self.frame.to_model(self.fake.proprio)
-        goal[:3] = self.frame.rotation @ self.target
-        self.controller.set_goal(image_of(goal))
+        self.controller.set_goal(image_of(self.frame.to_model(self.goal)))
         self.law = TwistLaw(lead_s=STEP_S, speed=SPEED, turn_speed=0.4)
         self.replanner = Replanner(
             self.controller,
@@ -224,12 +223,13 @@ class Rig:
         self.outcome = self.driver.run(seconds=seconds)
         return self.outcome
 
+    @staticmethod
+    def image_of(proprio: np.ndarray) -> np.ndarray:
+        return image_of(proprio)
+
     @property
     def distance(self) -> float:
         return float(np.linalg.norm(self.fake.position - self.target))
-
-    def pose(self) -> Pose:
-        return Pose.of(self.fake.proprio)
 
 
 @pytest.fixture(scope="session")

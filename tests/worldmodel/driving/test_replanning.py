@@ -53,7 +53,7 @@ def test_what_is_under_way_leads_from_the_picture_to_where_the_plan_begins(
     assert np.allclose(task.then.position, HOME[:3] + [SPEED * (1 - delay_s), 0, 0], atol=1e-9)
     expected = HOME[:3] + [SPEED * (1 + latency_s), 0, 0]
     assert np.allclose(task.start.position, expected, atol=1e-6)
-    assert len(task.committed) == int(np.ceil((latency_s + delay_s) / 0.25))
+    assert len(task.committed) == int(np.ceil((latency_s + delay_s) / 0.25 - 1e-6))
     reached = task.then.proprio
     for action in task.committed:
         assert np.linalg.norm(action[:3]) <= SPEED * 0.25 + 1e-6  # of one model step at most
