@@ -66,6 +66,7 @@ class OperatorStop:
         self._asked_port = port
         self.port: int | None = None
         self.reason: str | None = None
+        self._callers: set[socket.socket] = set()
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -109,7 +110,11 @@ class OperatorStop:
         server.setblocking(False)
         self.port = server.getsockname()[1]
         self._selector.register(server, selectors.EVENT_READ, self._on_caller)
-        self._server, self._callers = server, exit_
+        exit_.callback(self._hang_up)
+
+    def _hang_up(self) -> None:
+        for caller in self._callers:
+            caller.close()
 
     def _catch_signals(self, exit_: contextlib.ExitStack, wake_end: int) -> None:
         def quiet(number: int, _: object) -> None:
@@ -139,8 +144,11 @@ class OperatorStop:
             self._now("terminal closed")
 
     def _on_caller(self, server: socket.socket) -> None:
-        caller, _ = server.accept()
-        self._callers.callback(caller.close)
+        try:
+            caller, _ = server.accept()
+        except OSError:  # gone again, or too many
+            return
+        self._callers.add(caller)
         caller.setblocking(False)
         self._selector.register(caller, selectors.EVENT_READ, self._on_message)
 
@@ -155,6 +163,7 @@ class OperatorStop:
             self._now(f"socket: {text.strip()}" if text.strip() else "socket")
             with contextlib.suppress(OSError):
                 caller.sendall(ANSWER)
+        self._callers.discard(caller)
         caller.close()
 
     def _now(self, reason: str) -> None:
