@@ -10,6 +10,7 @@ stop, which stays within reach.
 """
 
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -23,7 +24,7 @@ from typing import IO, Self, TextIO
 
 import numpy as np
 
-from worldmodel.envs.robots.interface import OperatorRefusedError, RobotInfo
+from worldmodel.envs.robots.interface import OperatorRefusedError, RobotError, RobotInfo
 from worldmodel.envs.robots.limits import Envelope
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,6 +32,7 @@ ALLOWING = "move"  # what an operator types to allow the first motion
 LOOPBACK = "127.0.0.1"
 STOP_BYTES = 200  # of a reason that comes through the socket
 ANSWER = b"stopped\n"
+logger = logging.getLogger(__name__)
 
 
 class OperatorStop:
@@ -66,6 +68,7 @@ class OperatorStop:
         self._asked_port = port
         self.port: int | None = None
         self.reason: str | None = None
+        self._told = False
         self._callers: set[socket.socket] = set()
         self._exit = contextlib.ExitStack()
 
@@ -160,16 +163,22 @@ class OperatorStop:
             said = b""
         if said:
             text = "".join(c for c in said.decode("ascii", "replace") if c.isprintable())
-            self._now(f"socket: {text.strip()}" if text.strip() else "socket")
+            told = self._now(f"socket: {text.strip()}" if text.strip() else "socket")
             with contextlib.suppress(OSError):
-                caller.sendall(ANSWER)
+                caller.sendall(ANSWER if told else b"not told")
         self._callers.discard(caller)
         caller.close()
 
-    def _now(self, reason: str) -> None:
-        if self.reason is None:
-            self.reason = reason
-            self._stop(reason=f"operator: {reason}")
+    def _now(self, reason: str) -> bool:
+        """Stops, unless that was done; returns whether the arm was told."""
+        if not self._told:
+            self.reason = self.reason or reason
+            try:
+                self._stop(reason=f"operator: {reason}")
+                self._told = True
+            except RobotError as error:
+                logger.error("the stop did not reach the arm, USE THE EMERGENCY STOP: %s", error)
+        return self._told
 
 
 def send_stop(port: int, *, reason: str, timeout_s: float = 3.0) -> None:

@@ -15,7 +15,7 @@ from worldmodel.driving.operator import (
     first_motion_text,
     send_stop,
 )
-from worldmodel.envs.robots.interface import OperatorRefusedError
+from worldmodel.envs.robots.interface import NotConnectedError, OperatorRefusedError
 from worldmodel.envs.robots.limits import Envelope
 
 TIMEOUT_S = 60.0  # only ever reached by a test that fails
@@ -106,6 +106,22 @@ def test_a_stop_that_nobody_takes_is_said(arm) -> None:
     assert port
     with pytest.raises(ConnectionError, match="use the emergency stop"):
         send_stop(port, reason="x", timeout_s=1.0)
+
+
+def test_a_stop_that_does_not_reach_the_arm_is_said_loudly(caplog) -> None:
+    failures = [NotConnectedError("nothing answers")]
+
+    def stop(*, reason: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    with OperatorStop(stop, keyboard=None, port=0) as operator:
+        assert operator.port
+        with pytest.raises(ConnectionError, match="did not confirm; use the emergency stop"):
+            send_stop(operator.port, reason="x")
+        assert operator.reason == "socket: x"  # the loop sees it and stops, too
+        assert "USE THE EMERGENCY STOP" in caplog.text
+        send_stop(operator.port, reason="y")  # tried again
 
 
 def test_a_pipe_is_no_keyboard(arm) -> None:
