@@ -1,6 +1,6 @@
 """What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
 
-`encoder`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
+`encoder`, `predictor`, `planner` and `robot` are groups: one YAML file per choice, naming a class and all
 its arguments.
 """
 
@@ -331,16 +331,23 @@ class RecipeConfig(ExecutorConfig):
 
 @dataclass
 class ServeConfig:
-    """Answers robot-side scripts with plans to the goal images that their prompts name."""
+    """Answers robot-side scripts with plans to the goal images that their prompts name.
 
+    With `robot` it serves that robot instead, to `worldmodel drive robot=remote` elsewhere.
+    """
+
+    robot: Any = None  # group: the robot to serve; null serves plans
+    record: str | None = None  # folder of the robot's flight recorder; null records nothing
+    insecure_lan: bool = False  # a physical arm without TLS, on a network that is yours alone
+    make_certificate: bool = False  # write tls_certificate and tls_key first
     planner: Any = MISSING  # group: search and how the controller uses it
     # Box that the tool must not leave [m]: [[x, y, z], [x, y, z]] in the robot's base frame.
-    workspace: Any = MISSING
+    workspace: Any = None  # needed for plans; a robot has its own
     goals: str = "goals"  # folder of <prompt>.png
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
     host: str = "127.0.0.1"  # an address that other machines can reach needs a token
-    port: int = 8000  # 0 takes any that is free
+    port: int | None = None  # 0 takes any that is free; null: 8000 for plans, 8001 for a robot
     token_file: str | None = None  # null: the variable WORLDMODEL_TOKEN, or no token
     tls_certificate: str | None = None  # PEM files, both or neither
     tls_key: str | None = None
@@ -365,7 +372,7 @@ class DriveConfig:
     what: str | None = None  # of `goal`: capture
     planner: Any = MISSING  # group: search and how the controller uses it
     robot: Any = MISSING
-    goal: str | None = None  # image to reach, or to write: goals/<name>.png
+    goal: str | None = None  # image to reach, or to write: NAME (goals/NAME.png) or a path
     camera: str = "exterior"
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     calibration: str | None = None  # what drive calibrate wrote; null: the model has our axes

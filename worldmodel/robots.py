@@ -1,4 +1,4 @@
-"""Robots by their settings (`configs/robot/`): an adapter in its safety envelope, or a remote one."""
+"""Robots by their settings (`configs/robot/`): an adapter in its envelope, or a remote one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace

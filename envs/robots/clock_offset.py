@@ -1,6 +1,8 @@
 """How far another machine's monotonic clock is from ours, by round trips alone."""
 
+import math
 from collections import deque
+from operator import itemgetter
 
 KEPT = 16  # exchanges: recent enough for clocks that drift apart
 
@@ -42,9 +44,14 @@ class ClockOffset:
     @property
     def offset_s(self) -> float:
         """Their clock minus ours; 0 before the first exchange."""
-        return min(self._exchanges, default=(0.0, 0.0))[1]
+        return self._quickest[1]
 
     @property
     def error_s(self) -> float:
         """How wrong `offset_s` may be; infinite before the first exchange."""
-        return min(self._exchanges, default=(float("inf"), 0.0))[0] / 2
+        return self._quickest[0] / 2
+
+    @property
+    def _quickest(self) -> tuple[float, float]:
+        """The newest of the quickest."""
+        return min(reversed(self._exchanges), key=itemgetter(0), default=(math.inf, 0.0))

@@ -118,8 +118,8 @@ def read_envelope(message: Any) -> Envelope:
     """
     if not isinstance(message, dict) or message.keys() != {f.name for f in fields(Envelope)}:
         raise _bad("expected the fields of an envelope")
-    corners = {name: tuple(message[name]) for name in ("workspace_low", "workspace_high")}
     try:
+        corners = {name: tuple(message[name]) for name in ("workspace_low", "workspace_high")}
         return Envelope(**message | corners)
     except (ValueError, TypeError) as error:
         raise _bad(str(error)) from error
