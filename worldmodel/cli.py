@@ -207,7 +207,7 @@ def _verb_help(verb: str) -> str:
 
     config = compose(verb, [])
     groups = [f"  {group}: {', '.join(_choices(group))}" for group in GROUPS if group in config]
-    flags = [f"  {flag:<8} {text}" for flag, text in FLAGS.get(verb, {}).items()]
+    flags = [f"  {flag:<9} {text}" for flag, text in FLAGS.get(verb, {}).items()]
     usage = " ".join([verb, *(name.upper() for name in POSITIONAL.get(verb, ()))])
     return "\n".join(
         [
