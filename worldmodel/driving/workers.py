@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from worldmodel.envs.robots.interface import Robot
 from worldmodel.envs.robots.mujoco import MujocoRobot
@@ -16,6 +16,7 @@ ResultOut = TypeVar("ResultOut", covariant=True)
 WorkIn = TypeVar("WorkIn", contravariant=True)
 
 
+@runtime_checkable
 class Worker(Protocol[WorkIn, ResultOut]):
     """Does one piece of work at a time."""
 
