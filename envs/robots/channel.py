@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from websockets.exceptions import InvalidStatus, WebSocketException
@@ -72,6 +73,7 @@ class Channel:
         self._token, self._tls, self._offset, self._clock = token, tls, offset, clock
         self._lock = threading.Lock()
         self._connection: ClientConnection | None = None
+        self._leaving = ExitStack()  # closes the connection
         self._asked = 0
 
     @property
@@ -102,7 +104,7 @@ class Channel:
         with self._lock:
             self._drop()
             try:
-                self._connection = connect(
+                opening = connect(
                     self.url,
                     ssl=self._tls,
                     additional_headers=headers,
@@ -114,6 +116,7 @@ class Channel:
                     ping_timeout=LOST_AFTER_S,
                     close_timeout=CLOSE_TIMEOUT_S,
                 )
+                self._connection = self._leaving.enter_context(opening)
                 return read_greeting(unpack(_binary(self._connection.recv(timeout_s))))
             except InvalidStatus as error:
                 raise RefusedError(self.url, error.response.status_code) from error
@@ -159,9 +162,8 @@ class Channel:
             self._drop()
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection = None
+        self._leaving.close()
 
 
 def _binary(frame: bytes | str) -> bytes:

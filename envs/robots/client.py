@@ -29,7 +29,6 @@ from worldmodel.envs.robots.interface import (
     Ack,
     Command,
     NotConnectedError,
-    OperatorRefusedError,
     RobotError,
     RobotInfo,
     RobotObservation,
@@ -45,7 +44,7 @@ from worldmodel.envs.robots.messages import (
     write_command,
     write_info,
 )
-from worldmodel.envs.robots.protocol import CONTROL, OBSERVE, STOP, Reply
+from worldmodel.envs.robots.protocol import CONTROL, OBSERVE, STOP, Reply, answer_of
 from worldmodel.envs.robots.wire import WireError, pack, unpack
 
 HEARTBEAT_S = 0.5
@@ -134,6 +133,7 @@ class RemoteRobot:
         self._last_seq = -1  # of the server's, when we came
         self._first_seq = 0  # what our numbers are added to, for a server counts on
         self._stopped = False  # by us; nothing is sent until an operator arms again
+        self._unsent_stop: str | None = None  # reason of one that did not arrive yet
         self._state, self._trouble = RobotState.DISCONNECTED, "connect first"
         self._robot_now = (0.0, 0.0)  # the robot's clock, and when that was, on the server's
         self._latest_now = 0.0
@@ -177,7 +177,7 @@ class RemoteRobot:
         except RobotError:
             self._leave()
             raise
-        self._first_seq, self._stopped = self._last_seq + 1, False
+        self._first_seq, self._stopped, self._unsent_stop = self._last_seq + 1, False, None
         self._thread = threading.Thread(target=self._keep, name="remote-robot", daemon=True)
         self._thread.start()
 
@@ -190,10 +190,8 @@ class RemoteRobot:
         """
         asked_at = self._clock()
         reply = self._ask(OBSERVE, "observe", {"max_age_s": float(max_age_s)})
-        if reply.error == "stale":
-            raise _stale(reply, max_age_s)
         try:
-            observation = read_observation(_answer(reply))
+            observation = read_observation(answer_of(reply, max_age_s=max_age_s))
         except WireError as error:
             raise NotConnectedError(f"the robot server says what is none: {error}") from error
         here = self._clock()
@@ -219,8 +217,8 @@ class RemoteRobot:
         """Allows motion. See `Robot.arm`."""
         require_operator(operator)
         reply = self._ask(CONTROL, "arm", {"operator": operator}, timeout_s=OPERATOR_TIMEOUT_S)
-        _answer(reply)
-        self._stopped = False
+        answer_of(reply)
+        self._stopped, self._unsent_stop = False, None
         return reply.state
 
     def command(self, command: Command) -> Ack:
@@ -249,7 +247,7 @@ class RemoteRobot:
         now_there = self._clock() + self._offset.offset_s
         given = {"command": write_command(sent), "sent_at": now_there}
         try:
-            ack = read_ack(_answer(self._ask(CONTROL, "command", given)))
+            ack = read_ack(answer_of(self._ask(CONTROL, "command", given)))
         except WireError as error:
             raise NotConnectedError(f"the robot server says what is none: {error}") from error
         applied = ack.applied and replace(ack.applied, seq=int(command.seq))
@@ -259,20 +257,23 @@ class RemoteRobot:
         """Brings the arm to rest, by a connection of its own; nothing is sent to it afterwards.
 
         Raises:
-            NotConnectedError: it did not arrive. The arm comes to rest when its command expires.
+            NotConnectedError: it did not arrive; it is sent again as soon as there is a connection.
+                Meanwhile the arm comes to rest when its last command expires.
         """
-        self._stopped = True
+        self._stopped, self._unsent_stop = True, reason
         kept, given = self._channels[STOP], {"reason": reason[:256]}
         if kept.is_open and not kept.is_busy:
             try:
-                _answer(kept.ask("stop", given, timeout_s=self._reply_timeout_s))
+                answer_of(kept.ask("stop", given, timeout_s=self._reply_timeout_s))
+                self._unsent_stop = None
                 return
             except NotConnectedError as error:
                 logger.warning("the stop is sent again: %s", error)
         channel = self._channel(STOP)
         try:
             channel.open(timeout_s=self._reply_timeout_s)
-            _answer(channel.ask("stop", given, timeout_s=self._reply_timeout_s))
+            answer_of(channel.ask("stop", given, timeout_s=self._reply_timeout_s))
+            self._unsent_stop = None
         finally:
             channel.close()
 
@@ -280,7 +281,7 @@ class RemoteRobot:
         """Leaves FAULT for IDLE when the cause is gone. See `Robot.recover`."""
         require_operator(operator)
         reply = self._ask(CONTROL, "recover", {"operator": operator}, timeout_s=OPERATOR_TIMEOUT_S)
-        _answer(reply)
+        answer_of(reply)
         return reply.state
 
     def close(self) -> None:
@@ -342,7 +343,10 @@ class RemoteRobot:
                 return
             try:
                 self._open(timeout_s=self._reply_timeout_s)
-                self._ask(CONTROL, "sync", {})
+                if self._unsent_stop is not None:
+                    self.stop(reason=self._unsent_stop)
+                if not self._channels[CONTROL].is_busy:
+                    self._ask(CONTROL, "sync", {})
             except RobotError as error:
                 logger.warning("%s; trying again in %g s", error, back_off_s)
                 self._trouble = str(error)
@@ -357,22 +361,3 @@ class RemoteRobot:
         self._state, self._trouble = RobotState.DISCONNECTED, "closed"
         for channel in self._channels.values():
             channel.close()
-
-
-def _stale(reply: Reply, max_age_s: float) -> RobotError:
-    sensor, age_s = reply.detail.get("sensor"), reply.detail.get("age_s")
-    if isinstance(sensor, str) and isinstance(age_s, int | float):
-        return StaleObservationError(sensor, age_s=age_s, max_age_s=max_age_s)
-    return NotConnectedError("the robot server does not say what is stale")
-
-
-def _answer(reply: Reply) -> dict[str, Any]:
-    """Returns what was asked for; errors of the robot are raised as they were there."""
-    if reply.error is None and reply.answer is not None:
-        return reply.answer
-    text = f"{reply.error}: {reply.detail.get('text', 'no reason given')}"
-    if reply.error == "operator_refused":
-        raise OperatorRefusedError(text)
-    if reply.error == "refused":
-        raise RobotError(text)
-    raise NotConnectedError(text)

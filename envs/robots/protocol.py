@@ -9,10 +9,18 @@ client asks (`Request`) and is answered (`Reply`) in turn:
 
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from worldmodel.envs.robots.interface import RobotInfo, RobotState
+from worldmodel.envs.robots.interface import (
+    NotConnectedError,
+    OperatorRefusedError,
+    RobotError,
+    RobotInfo,
+    RobotState,
+    StaleObservationError,
+)
 from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.messages import (
     read_envelope,
@@ -158,3 +166,27 @@ def read_reply(message: Any) -> Reply:
     times = {name: read_time(message[name], name) for name in ("received_at", "sent_at")}
     times["robot_now"] = read_time(message["robot_now"], "robot_now")
     return Reply(**message | times | {"state": read_state(message["state"])})
+
+
+def answer_of(reply: Reply, *, max_age_s: float = math.inf) -> dict[str, Any]:
+    """Returns what was asked for; the robot's errors are raised as they were there.
+
+    Args:
+        reply: to the question.
+        max_age_s: that an observation was asked with.
+
+    Raises:
+        StaleObservationError, OperatorRefusedError, RobotError: what the robot said.
+        NotConnectedError: the robot is not connected to its server, or that refused the question.
+    """
+    if reply.error is None and reply.answer is not None:
+        return reply.answer
+    sensor, age_s = reply.detail.get("sensor"), reply.detail.get("age_s")
+    if reply.error == "stale" and isinstance(sensor, str) and isinstance(age_s, int | float):
+        raise StaleObservationError(sensor, age_s=age_s, max_age_s=max_age_s)
+    text = f"{reply.error}: {reply.detail.get('text', 'no reason given')}"
+    if reply.error == "operator_refused":
+        raise OperatorRefusedError(text)
+    if reply.error == "refused":
+        raise RobotError(text)
+    raise NotConnectedError(text)

@@ -14,6 +14,7 @@ A stop has a connection, and threads, of its own. No command outlives the connec
 import asyncio
 import http
 import logging
+import math
 import ssl
 import time
 from collections import Counter

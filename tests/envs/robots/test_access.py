@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.envs.robots.access import (
@@ -148,6 +148,7 @@ def test_an_address_that_connects_too_often_waits_and_others_do_not() -> None:
     assert [rate.allows("a") for _ in range(4)] == [True, True, True, False]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 0.3), min_size=1, max_size=60))
 def test_no_more_come_in_than_the_rate_says(waits: list[float]) -> None:
     clock, allowed = Clock(), 0

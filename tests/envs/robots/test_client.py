@@ -461,6 +461,8 @@ def test_a_stop_that_does_not_arrive_is_said_and_nothing_is_sent_after_it(rig):
         with pytest.raises(NotConnectedError):
             robot.stop(reason="now")
         proxy.clear()
+        eventually(lambda: rig.safe.state is RobotState.IDLE, what="the stop, at last")
+        assert rig.safe.reason == "now"
         eventually(lambda: tells(robot), what="a connection")
         assert robot.command(twist(0, look(robot).seq)).reason == "not_armed"
         assert rig.safe.counters["accepted"] == 0

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.envs.robots.clock_offset import ClockOffset
@@ -92,6 +92,7 @@ def test_its_times_must_make_sense(silence_s, rearm_after_s):
 # The clock of the other machine.
 
 
+@settings(deadline=None)
 @given(
     st.floats(-1e6, 1e6),
     st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 1)), min_size=1, max_size=20),

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.envs.robots import messages, protocol
@@ -87,12 +87,14 @@ commands = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(commands)
 def test_a_command_arrives_as_it_was_sent_whatever_its_numbers(command):
     command = dataclasses.replace(command, values=command.values.astype(float))
     assert same(messages.read_command(over(messages.write_command(command))), command)
 
 
+@settings(deadline=None)
 @given(
     seq=numbers,
     accepted=st.booleans(),
@@ -122,6 +124,7 @@ def test_infos_and_envelopes_arrive():
     assert same(protocol.read_greeting(over(protocol.write_greeting(greeting))), greeting)
 
 
+@settings(deadline=None)
 @given(numbers, reals.filter(math.isfinite), st.sampled_from(RobotState), st.none() | texts)
 def test_requests_and_replies_arrive(number, time, state, reason):
     request = Request(number, "command", {"x": [1, {"y": None}]})
