@@ -15,6 +15,7 @@ from worldmodel.envs.robots.interface import (
     RobotObservation,
     StaleObservationError,
 )
+from worldmodel.envs.robots.limits import Envelope
 
 REACHED_M = 0.01
 AT_REST = 1e-3  # [rad/s] of every joint
@@ -27,6 +28,7 @@ class Mover:
 
     Attributes:
         robot: connected and armed.
+        envelope: that the robot keeps within.
         law: its velocities.
         command_hz: commands a second.
         valid_for_s: life of a command.
@@ -36,6 +38,7 @@ class Mover:
     """
 
     robot: Robot
+    envelope: Envelope
     law: TwistLaw
     command_hz: float
     valid_for_s: float
@@ -65,11 +68,19 @@ class Mover:
         """Moves the tool by an offset [m], base frame, and returns what is seen at rest there.
 
         Raises:
-            RobotError: it was stopped, refused the commands, or did not arrive.
+            RobotError: the place is outside of the workspace; the arm was stopped, refused the
+                commands, or did not arrive.
         """
         observation = self.look()
         start = Pose.of(observation.proprio)
         target = Pose(start.position + offset, start.rotation, start.gripper)
+        box = self.envelope
+        inside = (target.position > box.workspace_low) & (target.position < box.workspace_high)
+        if not inside.all():
+            raise RobotError(
+                f"{np.round(target.position, 3)} m is outside of the workspace, "
+                f"{box.workspace_low} to {box.workspace_high} m"
+            )
         seconds = max(float(np.linalg.norm(offset)) / self.law.speed, 1 / self.command_hz)
         reference = Reference(
             start, way_between([start, target]), begins_at=self.robot.now(), step_s=seconds

@@ -153,6 +153,7 @@ def _mover(config: "DictConfig", world: "JEPA", setup: _Setup, operator: "Operat
     law = _law(config, world)
     return Mover(
         robot=setup.robot,
+        envelope=setup.envelope,
         law=law,
         command_hz=config.command_hz,
         valid_for_s=COMMAND_PERIODS * law.lead_s,
