@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -91,7 +92,7 @@ def started() -> Iterator[Callable[..., CameraSource]]:
     sources: list[CameraSource] = []
 
     def start(open_stream, **settings) -> CameraSource:
-        known = dict(info=INFO, first_wait_s=0.01, longest_wait_s=0.05)
+        known: dict[str, Any] = dict(info=INFO, first_wait_s=0.01, longest_wait_s=0.05)
         source = CameraSource("wrist", open_stream=open_stream, **(known | settings))
         sources.append(source)
         source.start()
@@ -301,7 +302,7 @@ class MjpegServer:
                     except OSError:
                         return
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         http.server.ThreadingHTTPServer.allow_reuse_address = True

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,9 @@ def simulator() -> Iterator[Simulator]:
 
 
 def make(**settings) -> FrankyRobot:
-    known = dict(arm="fr3", simulated=True, cameras={}, envelope=ENVELOPE, require_realtime=False)
+    known: dict[str, Any] = dict(
+        arm="fr3", simulated=True, cameras={}, envelope=ENVELOPE, require_realtime=False
+    )
     return FrankyRobot(host=HOST, **(known | settings))
 
 
@@ -338,7 +341,8 @@ def test_an_arm_without_a_hand_says_what_it_leaves_out(simulator) -> None:
     robot.connect(timeout_s=PATIENCE_S)
     robot.arm(operator="tester")
     ack = robot.command(Command(1, 0, 0.1, "hold", gripper=1.0))
-    assert ack.accepted and ack.clamped == ("gripper",) and ack.applied.gripper is None
+    assert ack.accepted and ack.clamped == ("gripper",)
+    assert ack.applied is not None and ack.applied.gripper is None
     assert look(robot).grasped is None
     robot.close()
 

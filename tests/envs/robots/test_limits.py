@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from worldmodel.envs.robots.limits import (
     joint_intersection,
 )
 
-BOX = {"workspace_low": (0.3, -0.3, 0.05), "workspace_high": (0.65, 0.3, 0.6)}
+BOX: dict[str, Any] = {"workspace_low": (0.3, -0.3, 0.05), "workspace_high": (0.65, 0.3, 0.6)}
 NUMBERS = [
     item.name
     for item in fields(Envelope)

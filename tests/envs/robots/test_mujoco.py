@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalSubscript=false
 import itertools
 import threading
 import time
@@ -434,7 +435,8 @@ def test_motion_in_the_air_feels_no_force():
         for _ in range(50):
             operator.tell("twist", twist)
             operator.robot.advance(0.01)
-            np.testing.assert_allclose(operator.look().wrench_base, 0.0, atol=0.5)
+            wrench = operator.look().wrench_base
+            assert wrench is not None and np.abs(wrench).max() < 0.5
 
 
 def test_a_force_on_the_hand_is_measured(operator):

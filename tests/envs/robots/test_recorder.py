@@ -580,7 +580,8 @@ def test_pictures_keep_their_colours():
     image = np.zeros((4, 4, 3), np.uint8)
     image[..., 0] = 255
     content = np.frombuffer(encoded(".png", image), np.uint8)
-    assert cv2.imdecode(content, cv2.IMREAD_COLOR)[0, 0].tolist() == [0, 0, 255]  # BGR of OpenCV
+    decoded = np.array(cv2.imdecode(content, cv2.IMREAD_COLOR))
+    assert decoded[0, 0].tolist() == [0, 0, 255]  # BGR of OpenCV
 
 
 def test_a_recorded_robot_is_a_robot_and_tells_its_story(start, tmp_path):

@@ -42,7 +42,9 @@ class RtspServer(socketserver.ThreadingTCPServer):
     def __init__(self, port: int = 0):
         super().__init__(("127.0.0.1", port), Conversation)
         self.port = self.server_address[1]
-        self.ending, self.number, self.asked = threading.Event(), 0, []
+        self.ending, self.number = threading.Event(), 0
+        self.asked: list[str] = []
+        self.transport = ""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
@@ -52,7 +54,7 @@ class RtspServer(socketserver.ThreadingTCPServer):
 
 
 class Conversation(socketserver.StreamRequestHandler):
-    server: RtspServer
+    server: RtspServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle(self) -> None:
         while lines := self.request_lines():
@@ -68,6 +70,7 @@ class Conversation(socketserver.StreamRequestHandler):
             else:
                 head.append("Session: 1;timeout=60")
             if method == "SETUP":
+                self.server.transport = next(line for line in lines if "Transport" in line)
                 head.append("Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
             self.wfile.write(("\r\n".join(head) + "\r\n\r\n" + body).encode())
             if method == "PLAY":
@@ -89,7 +92,8 @@ class Conversation(socketserver.StreamRequestHandler):
             with av.open(url, "w", format="rtp") as container:
                 stream = container.add_stream("mjpeg", rate=50)
                 stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
-                stream.options = {"qscale": "2", "huffman": "default"}
+                stream.options = {"huffman": "default"}
+                stream.codec_context.thread_count = 1  # more would cut the picture by markers
                 while not self.server.ending.wait(0.02):
                     self.server.number = min(self.server.number + 1, 250)
                     frame = av.VideoFrame.from_ndarray(picture(self.server.number), format="rgb24")
@@ -137,6 +141,7 @@ def test_an_rtsp_stream_is_rgb_and_goes_on(camera) -> None:
     server, source = camera
     until(lambda: source.opened == 1)
     assert server.asked[:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
+    assert "RTP/AVP/TCP" in server.transport  # no packet is lost on the way
     image = source.newest(max_age_s=PATIENCE_S).image
     left, right = image[:, 8 : WIDTH // 2 - 8], image[:, WIDTH // 2 + 8 : -8]
     assert left[..., 0].min() > 200 > 60 > left[..., 2].max()  # red

@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ class Rig:
         if armed:
             self.safe.arm(operator="tester")
 
-    def send(self, values=X, *, kind="twist", valid_for_s=0.375, **fields):
+    def send(self, values=X, *, kind: Any = "twist", valid_for_s=0.375, **fields):
         self.seq += 1
         fields.setdefault("seq", self.seq)
         if "obs_seq" not in fields:
@@ -463,6 +464,7 @@ def test_a_pose_far_away_or_outside_is_brought_near_and_inside(rig):
         np.append(pose[:3, 3] + [0.03, 0, 0], matrix_to_quat_xyzw(pose[:3, :3])), kind="pose"
     )
     assert ack.clamped == ("workspace_x",)
+    assert ack.applied is not None
     assert ack.applied.values[0] == pytest.approx(pose[0, 3] + 0.01)
 
 
@@ -795,14 +797,17 @@ def test_the_gripper_moves_at_its_speed(rig):
         rig.send(np.zeros(6), gripper=1.0)
         rig.run(0.2)
     assert rig.fake.gripper == 1.0
-    assert rig.send(np.zeros(6), gripper=None).applied.gripper is None
+    ack = rig.send(np.zeros(6), gripper=None)
+    assert ack.applied is not None and ack.applied.gripper is None
 
 
 def test_a_binary_gripper_has_hysteresis():
     rig = Rig(replace(ENVELOPE, binary_gripper=True))
     done = []
     for wanted in (0.5, 0.59, 0.61, 0.5, 0.41, 0.39, 0.5):
-        done.append(rig.send(np.zeros(6), gripper=wanted).applied.gripper)
+        ack = rig.send(np.zeros(6), gripper=wanted)
+        assert ack.applied is not None
+        done.append(ack.applied.gripper)
         rig.run(0.05)
         assert rig.fake.gripper == done[-1]
     assert done == [0, 0, 1, 1, 1, 0, 0]
@@ -875,6 +880,7 @@ def test_a_thread_that_dies_stops_the_arm():
         raise ZeroDivisionError
 
     fake.observe = broken
+    assert safe._thread is not None
     safe._thread.join(30)
     assert (safe.state, safe.reason) == (RobotState.FAULT, "tick_thread_ended")
     assert fake.stops == ["tick_thread_ended"]

@@ -100,13 +100,19 @@ def test_arrays_come_back_as_writable_copies_in_native_order() -> None:
     found += 1
 
 
+def raw(message: Any) -> bytes:
+    packed = msgpack.packb(message)
+    assert packed is not None
+    return packed
+
+
 def array(**changes: Any) -> bytes:
     fields = {"__ndarray__": True, "data": bytes(16), "dtype": "<f4", "shape": [4]} | changes
-    return msgpack.packb({k.encode(): v for k, v in fields.items() if v is not Ellipsis})
+    return raw({k.encode(): v for k, v in fields.items() if v is not Ellipsis})
 
 
 def scalar(dtype: Any, data: Any) -> bytes:
-    return msgpack.packb({b"__npgeneric__": True, b"data": data, b"dtype": dtype})
+    return raw({b"__npgeneric__": True, b"data": data, b"dtype": dtype})
 
 
 REFUSED = {
