@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from worldmodel.driving.calibration import ModelFrame
 from worldmodel.driving.reference import Pose, Reference, TwistLaw, way_between
@@ -76,19 +76,17 @@ class Replanner:
         controller: MPC,
         *,
         camera: str,
-        goal_sha256: str,
         image_size: int,
         crop: Crop,
         frame: ModelFrame,
         precision: Precision,
         seed: int,
     ):
-        """Takes a controller of one arm whose goal is set.
+        """Takes a controller of one arm.
 
         Args:
             controller: makes a plan in every call and looks at one picture, see below.
             camera: whose pictures the model is shown.
-            goal_sha256: of the goal image, for the record.
             image_size: height and width of the model's pictures.
             crop: how the camera's pictures become so large.
             frame: how the model's axes lie in the robot's base frame.
@@ -107,10 +105,23 @@ class Replanner:
                     f"{getattr(controller, name)}"
                 )
         self.controller, self.camera = controller, camera
-        self._goal_sha256, self._image_size = goal_sha256, image_size
+        self._goal_sha256, self._image_size = "", image_size
         self._crop: Crop = crop
         self._frame, self._seed = frame, seed
         self._precision: Precision = precision
+
+    def begin(self, goal: UInt8[np.ndarray, "height width 3"], *, sha256: str) -> None:
+        """Begins a drive to a goal image, as if there had been none before.
+
+        Args:
+            goal: as the camera delivered it.
+            sha256: what the flight recorder calls it.
+        """
+        (fitted,) = fit_frames(goal[None], self._image_size, self._crop)
+        self.controller.reset(seeds=[self._seed])
+        with autocast(self.controller.device, self._precision):
+            self.controller.set_goal(fitted)
+        self._goal_sha256 = sha256
 
     def plan(self, task: Task) -> Planned:
         """Makes a plan; the worker's part."""

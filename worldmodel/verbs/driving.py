@@ -325,15 +325,11 @@ def _drive_to(
     from worldmodel.driving.replanning import Replanner, Schedule
     from worldmodel.driving.report import distance_to, print_plan
     from worldmodel.driving.workers import SimulatedWorker, ThreadWorker
-    from worldmodel.images import fit_frames
 
     robot, law, crop = setup.robot, _law(config, world), config.crop or world.crop
-    (fitted,) = fit_frames(goal.image[None], world.image_size, crop)
-    controller.set_goal(fitted)
     replanner = Replanner(
         controller,
         camera=config.camera,
-        goal_sha256=recorder.goal(goal.name, goal.image),
         image_size=world.image_size,
         crop=crop,
         frame=frame,
@@ -343,10 +339,11 @@ def _drive_to(
     schedule = Schedule(
         law, step_s=law.lead_s, first_latency_s=law.lead_s, compensate=config.compensate
     )
+    sha256 = recorder.goal(goal.name, goal.image)
+    replanner.begin(goal.image, sha256=sha256)
     setup.sleep(config.settle_s)  # cameras need a moment until they deliver
     first = _first_plan(config, replanner, schedule, robot)
-    controller.reset(seeds=[config.seed])
-    controller.set_goal(fitted)
+    replanner.begin(goal.image, sha256=sha256)
     worker = ThreadWorker(replanner.plan)
     if setup.simulated_clock:
         worker = SimulatedWorker(replanner.plan, latency_s=config.latency_s or 0.0, clock=robot.now)

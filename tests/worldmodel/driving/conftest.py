@@ -173,18 +173,17 @@ class Rig:
             switch=SwitchRule(still_m=0.01),
             seed=self.seed,
         )
-        self.controller.set_goal(image_of(self.frame.to_model(self.goal)))
         self.law = TwistLaw(lead_s=STEP_S, speed=SPEED, turn_speed=0.4)
         self.replanner = Replanner(
             self.controller,
             camera="exterior",
-            goal_sha256="0" * 64,
             image_size=4,
             crop="none",
             frame=self.frame,
             precision="float32",
             seed=self.seed,
         )
+        self.replanner.begin(image_of(self.frame.to_model(self.goal)), sha256="0" * 64)
         self.schedule = Schedule(
             self.law, step_s=STEP_S, first_latency_s=STEP_S, compensate=self.compensate
         )

@@ -95,7 +95,6 @@ def test_what_needs_a_steady_rate_is_refused(make_rig, name: str, value: int) ->
         type(rig.replanner)(
             rig.controller,
             camera="exterior",
-            goal_sha256="",
             image_size=4,
             crop="none",
             frame=rig.frame,

@@ -18,7 +18,8 @@ def recorded(make_rig, tmp_path):
         tmp_path / "run" / "flight", settings={}, robot=rig.safe.info, clock=rig.fake.now
     )
     rig.recorder, rig.robot = recorder, RecordedRobot(rig.safe, recorder)
-    rig.replanner._goal_sha256 = recorder.goal("there", rig.image_of(rig.goal))
+    image = rig.image_of(rig.goal)
+    rig.replanner.begin(image, sha256=recorder.goal("there", image))
 
     def during() -> None:
         if rig.fake.now() > 103.0 and rig.stop_reason is None:
