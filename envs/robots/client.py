@@ -42,6 +42,7 @@ from worldmodel.envs.robots.messages import (
     read_command,
     read_observation,
     write_command,
+    write_envelope,
     write_info,
 )
 from worldmodel.envs.robots.protocol import CONTROL, OBSERVE, STOP, Reply, answer_of
@@ -119,6 +120,7 @@ class RemoteRobot:
             clock: seconds, monotonic; replaced in tests.
         """
         self.info, self.envelope, self.reconnects = info, envelope, 0
+        self._description = _described(info, envelope)
         self._heartbeat_s, self._reply_timeout_s, self._clock = heartbeat_s, reply_timeout_s, clock
         self._offset = ClockOffset()
 
@@ -323,8 +325,7 @@ class RemoteRobot:
             if path == CONTROL:
                 self._session = None
             greeting = channel.open(timeout_s=timeout_s, session=shown)
-            same_robot = pack(write_info(greeting.info)) == pack(write_info(self.info))
-            if not same_robot or greeting.envelope != self.envelope:
+            if _described(greeting.info, greeting.envelope) != self._description:
                 raise RobotError(f"{channel.url} is another robot than before, or its limits are")
             if path == CONTROL:
                 self._offset.forget()
@@ -361,3 +362,7 @@ class RemoteRobot:
         self._state, self._trouble = RobotState.DISCONNECTED, "closed"
         for channel in self._channels.values():
             channel.close()
+
+
+def _described(info: RobotInfo, envelope: Envelope) -> bytes:
+    return pack([write_info(info), write_envelope(envelope)])

@@ -110,6 +110,13 @@ def read_info(message: Any) -> RobotInfo:
     )
 
 
+def write_envelope(envelope: Envelope) -> dict[str, Any]:
+    """Returns the map of an envelope."""
+    corners = (envelope.workspace_low, envelope.workspace_high)
+    low, high = ([float(x) for x in corner] for corner in corners)
+    return vars(envelope) | {"workspace_low": low, "workspace_high": high}
+
+
 def read_envelope(message: Any) -> Envelope:
     """Returns the envelope in a map of its fields.
 

@@ -28,6 +28,7 @@ from worldmodel.envs.robots.messages import (
     read_state,
     read_time,
     take,
+    write_envelope,
     write_info,
 )
 from worldmodel.envs.robots.wire import WireError
@@ -101,8 +102,8 @@ class Reply:
 
 def write_greeting(greeting: Greeting) -> dict[str, Any]:
     """Returns the map of a greeting."""
-    parts = {"info": write_info(greeting.info), "envelope": dict(vars(greeting.envelope))}
-    return vars(greeting) | parts
+    info, envelope = write_info(greeting.info), write_envelope(greeting.envelope)
+    return vars(greeting) | {"info": info, "envelope": envelope}
 
 
 def read_greeting(message: Any) -> Greeting:
@@ -112,7 +113,7 @@ def read_greeting(message: Any) -> Greeting:
         WireError: it is none, or of another version ("bad_protocol").
     """
     protocol = message.get("protocol") if isinstance(message, dict) else None
-    if protocol != PROTOCOL:
+    if not isinstance(protocol, str) or protocol != PROTOCOL:
         raise WireError("bad_protocol", f"expected {PROTOCOL}, got {protocol!r:.40}")
     info, envelope, session, last_seq, _ = take(
         message,

@@ -87,7 +87,7 @@ def test_it_is_a_robot_and_says_what_it_is_before_it_is_connected(rig):
         robot = find_robot(f"ws://127.0.0.1:{port}/", token=None, tls=None, timeout_s=TIMEOUT_S)
         assert isinstance(robot, Robot)
         assert robot.info.cameras == rig.safe.info.cameras
-        assert robot.envelope == rig.safe.envelope
+        assert vars(robot.envelope) == vars(rig.safe.envelope)
         for act in (
             lambda: look(robot),
             lambda: robot.command(twist(0, 0)),
@@ -473,10 +473,12 @@ class SlowRobot(FakeRobot):
 
     def __init__(self):
         super().__init__()
-        self.go = threading.Event()
+        self.go, self.waiting = threading.Event(), threading.Event()
         self.go.set()
 
     def observe(self, *, max_age_s):
+        if not self.go.is_set():
+            self.waiting.set()
         assert self.go.wait(TIMEOUT_S)
         return super().observe(max_age_s=max_age_s)
 
@@ -490,6 +492,7 @@ def test_a_stop_overtakes_all_else():
         asking = threading.Thread(target=lambda: robot.command(twist(0, seen.seq)))
         stopping = threading.Thread(target=lambda: robot.stop(reason="now"))
         asking.start()
+        assert rig.fake.waiting.wait(TIMEOUT_S)
         stopping.start()
         eventually(lambda: "now" in rig.fake.stops, what="the stop")
         assert asking.is_alive()
