@@ -33,6 +33,7 @@ ENTRY_POINTS = {
     "pretrain",
     "recipe",
     "report",
+    "robots",
     "runs",
     "surprise",
     "surprise_page",
