@@ -30,6 +30,7 @@ from worldmodel.video import ENERGY, FAINT, INK, MUTED
 
 FLIGHT = "flight"  # folder of the recording in the folder of a drive
 BEFORE_TRIP_S = 2.0
+LEAST_SHOWN_CM = 2.0  # of what the drawings of places show, however little moves
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +198,10 @@ def draw(explanation: Explanation) -> Figure:
 
 
 def _draw_places(axes: Axes, explanation: Explanation, i: int, j: int) -> None:
+    places = [explanation.here]
+
     def mark(place: np.ndarray, label: str, marker: str, colour: str) -> None:
+        places.append(place)
         axes.plot(100 * place[i], 100 * place[j], marker, color=colour, markersize=8, label=label)
 
     mark(explanation.here, "arm", "o", INK)
@@ -206,15 +210,17 @@ def _draw_places(axes: Axes, explanation: Explanation, i: int, j: int) -> None:
     for one, marker in zip(explanation.candidates, "s^v", strict=False):
         if one.end is not None:
             mark(one.end, f"{one.name}, imagined", marker, MUTED)
-        way = explanation.here[POSITION] + one.move[POSITION]
+        places.append(explanation.here + one.move)
         axes.plot(
-            [100 * explanation.here[i], 100 * way[i]],
-            [100 * explanation.here[j], 100 * way[j]],
+            *(100 * np.array([places[0][k], places[-1][k]]) for k in (i, j)),
             color=ENERGY if one.name == "plan" else FAINT,
         )
+    shown = 100 * np.array(places)[:, [i, j]]  # (n, 2)
+    half = 0.6 * max(float(np.ptp(shown, axis=0).max()), LEAST_SHOWN_CM)
+    x, y = (shown.min(0) + shown.max(0)) / 2
+    axes.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
     axes.set_title(f"{'xyz'[i]} and {'xyz'[j]} [cm]", color=INK, fontsize=10)
     axes.legend(fontsize=6, frameon=False)
-    axes.set_aspect("equal", adjustable="datalim")
 
 
 def open_drive(folder: Path, *, trip: int | None) -> Recording:
@@ -231,7 +237,7 @@ def open_drive(folder: Path, *, trip: int | None) -> Recording:
     if (folder / "trip.json").is_file():
         return read_recording(folder)
     flight = folder / FLIGHT if (folder / FLIGHT).is_dir() else folder
-    found = find_recordings(flight)
+    found = find_recordings(flight) if flight.is_dir() else []
     if not found:
         raise FileNotFoundError(f"no recording in {folder}; it is the folder that a drive wrote")
     if trip is None:
@@ -271,7 +277,7 @@ def _rows(recording: Recording, *, since: float, end: float) -> Iterator[tuple[s
             where = _in_cm(np.array(event["proprio"], dtype=float))
             row = [f"{at - end:+.2f}", event["state"], " ".join(ages), where, "", ""]
         elif row is not None and event["event"] == "command":
-            row[4] = _command(event)
+            row[4] = _command(event) + row[4]
         elif row is not None and event["event"] == "ack":
             row[5] = event["reason"] or " ".join(["taken", *event["clamped"]])
         elif row is not None and event["event"] == "plan":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def replay(config: "DictConfig", *, call: Call) -> int:
     """Makes a recorded decision again and explains it; shows what tripped."""
-    from omegaconf import OmegaConf
+    import omegaconf
 
     from worldmodel.driving.calibration import ModelFrame
     from worldmodel.driving.replay import draw, explain, open_drive, what_happened
@@ -33,7 +33,8 @@ def replay(config: "DictConfig", *, call: Call) -> int:
         raise UserError(f"step must be from 0 to {len(plans) - 1}, got {config.step}")
     number = config.step % len(plans)
     record = plans[number]
-    saved = OmegaConf.create(recording.header["settings"])
+    saved = omegaconf.OmegaConf.create(recording.header["settings"])
+    assert isinstance(saved, omegaconf.DictConfig)
     if config.checkpoint is not None:
         saved.checkpoint = config.checkpoint
     saved.planner.deadline_ms = None

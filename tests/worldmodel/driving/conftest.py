@@ -26,6 +26,7 @@ from worldmodel.pose import integrate, matrix_to_euler
 
 TICK_S, STEP_S, SPEED = 0.01, 0.25, 0.1
 TOKENS, LATENT = 4, 8
+SEEN = [0, 1, 2, 6]  # of proprio
 
 
 def _load(path: Path) -> ModuleType:
@@ -42,7 +43,8 @@ fake_robot = _load(Path(__file__).parents[2] / "envs" / "robots" / "fake_robot.p
 class LinearWorld:
     """Latents are `proprio @ matrix`; an image carries its proprio in its first 28 bytes.
 
-    What it imagines starts at the picture: it does not look at the proprio that it is given.
+    What it imagines starts at the picture: it does not look at the proprio that it is given. It
+    sees position and gripper; of a hand that looks straight down, roll jumps between pi and -pi.
     """
 
     control_hz = 4.0
@@ -52,7 +54,7 @@ class LinearWorld:
     def __init__(self) -> None:
         matrix = torch.zeros(7, TOKENS * LATENT)
         for column in range(TOKENS * LATENT):
-            matrix[column % 7, column] = 1.0 + column / 10
+            matrix[SEEN[column % 4], column] = 1.0 + column / 10
         self.matrix = matrix
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -62,7 +64,9 @@ class LinearWorld:
 
     def read(self, latents: torch.Tensor) -> torch.Tensor:
         """The proprio that latents (..., N, D) stand for."""
-        return latents.flatten(-2)[..., :7] / self.matrix[:, :7].diagonal()
+        proprio = torch.zeros(*latents.shape[:-2], 7)
+        proprio[..., SEEN] = latents.flatten(-2)[..., :4] / self.matrix[SEEN, :4].diagonal()
+        return proprio
 
     def predict(self, latents, proprio, actions):
         raise NotImplementedError

@@ -27,8 +27,8 @@ def test_the_arm_goes_where_it_is_told_and_is_seen_there_at_rest(make_rig) -> No
         assert np.linalg.norm(rig.fake.position - home - place) < 0.01
         assert np.abs(rig.fake.joint_velocities).max() < 1e-3
         assert np.allclose(seen.tcp_pos_base, rig.fake.position, atol=1e-4)
-        shown = seen.frames["exterior"].image
-        assert np.array_equal(shown, rig.image_of(rig.fake.proprio))  # not from on the way
+        shown = seen.frames["exterior"].image.reshape(-1)[:28].copy().view(np.float32)
+        assert np.allclose(shown[:3], rig.fake.position, atol=1e-4)  # not from on the way
 
 
 def test_a_place_outside_of_the_workspace_is_refused_before_the_arm_moves(make_rig) -> None:
