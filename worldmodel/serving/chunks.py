@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.data.rotations import to_matrix, to_rotvec
+from worldmodel.envs.robots.droid_format import ANGULAR_UNIT, JOINT_UNIT, LINEAR_UNIT, STEP_HZ
 from worldmodel.envs.robots.limits import UNKNOWN
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, euler_to_matrix, matrix_to_euler
 from worldmodel.serving.kinematics import JOINT_HIGH, JOINT_LOW, Tool
@@ -24,8 +25,7 @@ ActionSpace = Literal[
 ]
 ACTION_SPACES: tuple[str, ...] = get_args(ActionSpace)
 
-ROW_HZ = 15.0
-JOINT_UNIT, LINEAR_UNIT, ANGULAR_UNIT = 0.2, 0.075, 0.15  # rad, m, rad a row, at a value of 1
+ROW_HZ = STEP_HZ
 FASTEST = {
     "speed": 1.0,  # m/s
     "turn_speed": 2.0,  # rad/s

@@ -44,6 +44,7 @@ class FaultyServer(FrankaRobotServer):
         while asked:
             order = asked.pop()
             if order == "hand_off":
+                assert self.gripper_server is not None
                 self.gripper_server.reset_state()
                 continue
             modes = {"reflex": RobotMode.kReflex, "user_stop": RobotMode.kUserStopped}
