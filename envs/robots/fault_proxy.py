@@ -151,16 +151,15 @@ class FaultProxy:
                 if allowed < len(chunk):
                     raise ConnectionResetError
 
-        delivering = asyncio.create_task(deliver())
-        try:
-            while True:
+        async def read() -> None:
+            chunk = b"first"
+            while chunk:
                 chunk = await reader.read(CHUNK_BYTES)
                 await chunks.put((self._loop.time(), chunk))
-                if not chunk:
-                    await delivering
-                    return
-        finally:
-            delivering.cancel()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read())
+            group.create_task(deliver())
 
     async def _wait_for_cable(self) -> None:
         while (wait_s := self._cut_until - self._loop.time()) > 0:

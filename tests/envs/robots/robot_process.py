@@ -7,18 +7,20 @@ since its last accepted command. The token comes from the environment.
 """
 
 import asyncio
+import contextlib
 import json
+import math
 import sys
 import threading
+import time
 
 import numpy as np
 
 from worldmodel.envs.control import Arm
 from worldmodel.envs.franka import build_model
 from worldmodel.envs.robots.access import read_token, tls_context
-from worldmodel.envs.robots.interface import CameraInfo
+from worldmodel.envs.robots.interface import CameraInfo, NotConnectedError
 from worldmodel.envs.robots.limits import Envelope
-from worldmodel.envs.robots.motion import Kinematics
 from worldmodel.envs.robots.mujoco import MujocoRobot
 from worldmodel.envs.robots.safety import SafeRobot
 from worldmodel.envs.robots.server import RobotServer
@@ -45,33 +47,50 @@ class NotedRobot(SafeRobot):
         return ack
 
 
+class Path:
+    """Where the tool was, looked at by a thread."""
+
+    def __init__(self, arm):
+        self._arm, self._samples = arm, []
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self):
+        while True:
+            time.sleep(0.01)
+            with contextlib.suppress(NotConnectedError):
+                seen = self._arm.observe(max_age_s=math.inf)
+                self._samples.append((seen.state_at, *seen.tcp_pos_base))
+
+    def since(self, start):
+        """How far it went, and how fast it is."""
+        samples = np.array(self._samples[:] or [(0.0,) * 4])
+        times, places = samples[:, 0], samples[:, 1:]
+        first = max(0, np.searchsorted(times, start, side="right") - 1)
+        before = max(0, np.searchsorted(times, times[-1] - 0.1) - 1)
+        moved = np.linalg.norm(places[-1] - places[before])
+        return {
+            "now": times[-1],
+            "travel_m": np.linalg.norm(places[first:] - places[first], axis=1).max(),
+            "speed": moved / max(times[-1] - times[before], 1e-3),
+            "from_home_m": np.linalg.norm(places - places[0], axis=1).max(),
+        }
+
+
 def main():
-    model = build_model()
     cameras = {"exterior": CameraInfo(24, 32, 10.0)}
-    arm = MujocoRobot(Arm(model), cameras=cameras, realtime=True, backend="ray")
+    arm = MujocoRobot(Arm(build_model()), cameras=cameras, realtime=True, backend="ray")
     robot = NotedRobot(arm, ENVELOPE, clock=arm.now, tick_hz=50)
     port, certificate, key = int(sys.argv[1]), *sys.argv[2:]
     server = RobotServer(robot, token=read_token(None), recorder=None)
-    kinematics = Kinematics(model)
+    path = Path(arm)
 
     def report():
-        times, joints = arm.log
-        path = np.array([kinematics.pose(q)[0] for q in joints[:: max(1, len(joints) // 2000)]])
-        since = times[:: max(1, len(joints) // 2000)]
-        after = path[since >= robot.taken_at]
-        speed = np.linalg.norm(np.diff(path[-30:], axis=0), axis=1).sum() / (since[-1] - since[-30])
-        return {
+        return path.since(robot.taken_at) | {
             "state": str(robot.state),
             "reason": robot.reason,
-            "now": arm.now(),
             "taken_at": robot.taken_at,
             "life_s": robot.life_s,
-            "travel_m": float(np.linalg.norm(after - after[0], axis=1).max()),
-            "speed": float(speed),
-            "from_home_m": float(np.linalg.norm(path - path[0], axis=1).max()),
-            "sessions": server.counters["sessions"],
             "accepted": robot.counters["accepted"],
-            "lost_s": arm.lost_s,
         }
 
     def obey(stop, loop):

@@ -59,7 +59,9 @@ class RobotPC:
     def ask(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        assert line, "the robot PC is gone"
+        return json.loads(line)
 
     def until(self, true, *, what):
         deadline = time.monotonic() + TIMEOUT_S
