@@ -155,7 +155,7 @@ def test_a_wrong_file_is_refused(tmp_path, changes: dict, message: str) -> None:
 
 
 def test_a_missing_or_broken_file_says_what_to_do(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="drive calibrate makes one"):
+    with pytest.raises(FileNotFoundError, match="make one with worldmodel drive calib"):
         read_calibration(tmp_path / "none.json", camera="exterior")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match="no calibration that can be read"):
