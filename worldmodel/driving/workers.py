@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from worldmodel.envs.robots.interface import Robot
-from worldmodel.envs.robots.mujoco import MujocoRobot
 from worldmodel.envs.robots.safety import SafeRobot
 
 TICK_S = 0.01  # of `SafeRobot`, where the clock is moved by hand
@@ -117,6 +116,8 @@ class SimulatedWorker(Generic[Work, Result]):
 
 def simulated_sleep(robot: Robot) -> Callable[[float], None] | None:
     """Returns what moves a robot's clock on, or None of a robot whose clock moves by itself."""
+    from worldmodel.envs.robots.mujoco import MujocoRobot  # loads the simulator
+
     if not isinstance(robot, SafeRobot) or not isinstance(robot.inner, MujocoRobot):
         return None
     safe, inner = robot, robot.inner

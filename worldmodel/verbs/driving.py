@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from worldmodel.names import unknown
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world, open_folder
@@ -165,6 +163,8 @@ def _mover(config: "DictConfig", world: "JEPA", setup: _Setup, operator: "Operat
 
 def _capture(config: "DictConfig", world: "JEPA") -> int:
     """Saves what the camera shows, after a move if one is asked for."""
+    import numpy as np
+
     from worldmodel.driving.goals import capture_goal, check_new, goal_path
 
     path, offset = goal_path(config.goal), np.array(config.move, dtype=float)
@@ -197,6 +197,8 @@ def _capture(config: "DictConfig", world: "JEPA") -> int:
 
 def _calibrate(config: "DictConfig", world: "JEPA") -> int:
     """Makes small random moves and fits how the model's axes lie in the robot's base frame."""
+    import numpy as np
+
     from worldmodel.driving.calibration import calibrate
     from worldmodel.driving.moves import random_places
     from worldmodel.images import fit_frames
@@ -282,6 +284,8 @@ def make_drive_controller(
     world: "JEPA", settings: "PlannerSettings", config: "DictConfig"
 ) -> "MPC":
     """Returns the controller of one arm whose steps keep to a speed."""
+    import numpy as np
+
     from worldmodel.closed_loop import make_controller
     from worldmodel.fleet import Body
     from worldmodel.training import select_device

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from worldmodel.verbs.driving import make_drive_controller
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
 
 def replay(config: "DictConfig", *, call: Call) -> int:
     """Makes a recorded decision again and explains it; shows what tripped."""
+    import numpy as np
     import omegaconf
 
     from worldmodel.driving.calibration import ModelFrame

@@ -14,6 +14,7 @@ import pytest
 from worldmodel.cli import main
 from worldmodel.driving import workers
 from worldmodel.envs.robots.mujoco import MujocoRobot
+from worldmodel.envs.robots.safety import SafeRobot
 
 ARM = ["robot.image_size=32", "robot.realtime=false", "robot.backend=ray"]
 TINY = [
@@ -86,7 +87,7 @@ def test_a_dry_run_asks_nobody_and_sends_nothing(run, goal: Path, tmp_path, monk
         raise AssertionError("something was sent")
 
     for name in ("arm", "command"):
-        monkeypatch.setattr(MujocoRobot, name, never)
+        monkeypatch.setattr(SafeRobot, name, never)
     said = run("drive", f"goal={goal}", "--dry-run", "run=dry")
     assert re.search(r"dry run: nothing was sent; it would have been (\d\d) commands, at", said)
     rows = list(csv.DictReader((tmp_path / "dry" / "commands.csv").read_text().splitlines()))
