@@ -204,13 +204,17 @@ def first_motion_text(
 ) -> str:
     """Returns what an operator should know before the arm moves."""
     low, high = (np.round(c, 3).tolist() for c in (envelope.workspace_low, envelope.workspace_high))
-    distance = "not known: the goal has no pose" if distance_m is None else f"{distance_m:.3f} m"
+    distance = (
+        "not known: the goal has no pose"
+        if distance_m is None
+        else f"{distance_m:.3f} m straight on"
+    )
     kind = "SIMULATED, nothing physical moves" if info.simulated else "REAL: stay out of its reach"
     return "\n".join(
         [
             f"robot      {info.name} ({info.arm}), {kind}",
             f"workspace  {low} to {high} m, of the tool centre point",
-            f"distance   {distance}, to the goal in a straight line",
+            f"distance   {distance}",
             f"speed      {speed:g} m/s planned; at most {envelope.velocity:g} m/s, "
             f"{envelope.angular_velocity:g} rad/s, {envelope.acceleration:g} m/s^2",
             f"a command  moves at most {envelope.step_translation:g} m and "

@@ -60,7 +60,7 @@ def test_from_a_goal_to_a_drive_to_why(run, goal: Path, tmp_path: Path) -> None:
     words = ["yes=true", "run=out", "operator=me", "planner.precision=bfloat16"]
     said = run("drive", f"goal={goal}", *words)
     assert "robot      mujoco (panda), SIMULATED" in said
-    assert re.search(r"distance   0\.04\d m, to the goal in a straight line", said)
+    assert re.search(r"distance   0\.04\d m straight on", said)
     assert re.search(r"energy \d\.\d+  distance +\d\.\d cm  plan", said)
     assert "time: the time is over" in said
     assert re.search(r"^[\d.]+ cm from where the goal was taken$", said.splitlines()[-1])
