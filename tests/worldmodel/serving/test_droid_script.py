@@ -12,17 +12,19 @@ import csv
 import importlib.util
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
 from worldmodel.envs import franka
 from worldmodel.envs.control import Arm
-from worldmodel.envs.robots.interface import CameraInfo
+from worldmodel.envs.robots.interface import CameraInfo, Command
 from worldmodel.envs.robots.mujoco import MujocoRobot
 from worldmodel.envs.robots.wire import pack, unpack
 from worldmodel.serving.chunks import Chunk
@@ -89,15 +91,19 @@ class Turning:
         return Chunk(rows=rows, gripper=0.9, notes=())
 
 
+def simulated_arm() -> MujocoRobot:
+    size = CameraInfo(height=224, width=224, fps=15.0)  # what the script resizes to
+    cameras = {"exterior": size, "wrist": size}
+    return MujocoRobot(Arm(franka.build_model()), cameras=cameras, realtime=False)
+
+
 @contextlib.contextmanager
 def arm_process():
     """What stands behind `tests/stubs/droid`: its address, and the environments that it made."""
     made = []
 
     def make(action_space, gripper_action_space):
-        size = CameraInfo(height=224, width=224, fps=15.0)
-        cameras = {"exterior": size, "wrist": size}
-        robot = MujocoRobot(Arm(franka.build_model()), cameras=cameras, realtime=False)
+        robot = simulated_arm()
         env = droid_env.SimulatedDroidEnv(
             robot, action_space=action_space, gripper_action_space=gripper_action_space
         )
@@ -172,23 +178,27 @@ def test_a_loop_like_the_scripts_moves_the_arm(run_server, tmp_path) -> None:
         assert made[0].closed
 
 
-@pytest.mark.slow
-def test_the_unmodified_script_moves_the_arm(run_server, tmp_path) -> None:
+def run_main(port, *, url, folder, goal, steps):
     main = os.environ.get(MAIN)
     if not main:
         pytest.skip(f"{MAIN} names no copy of openpi's examples/droid/main.py")
+    words = [
+        Path(main).resolve(),
+        "--external_camera=left",
+        f"--left_camera_id={droid_env.SERIALS['exterior']}",
+        f"--wrist_camera_id={droid_env.SERIALS['wrist']}",
+        "--remote_host=127.0.0.1",
+        f"--remote_port={port}",
+        f"--max_timesteps={steps}",
+    ]
+    return run(words, url=url, folder=folder, answers=f"{goal}\ny\nn\n")
+
+
+@pytest.mark.slow
+def test_the_unmodified_script_moves_the_arm(run_server, tmp_path) -> None:
     policy = Turning()
     with arm_process() as (url, made), run_server(policy) as running:
-        words = [
-            Path(main).resolve(),
-            "--external_camera=left",
-            f"--left_camera_id={droid_env.SERIALS['exterior']}",
-            f"--wrist_camera_id={droid_env.SERIALS['wrist']}",
-            "--remote_host=127.0.0.1",
-            f"--remote_port={running.port}",
-            f"--max_timesteps={STEPS}",
-        ]
-        done = run(words, url=url, folder=tmp_path, answers="red cube\ny\nn\n")
+        done = run_main(running.port, url=url, folder=tmp_path, goal="red cube", steps=STEPS)
         assert done.returncode == 0, done.stderr
         check(made, policy)
     assert "Results saved to" in done.stdout
@@ -197,3 +207,48 @@ def test_the_unmodified_script_moves_the_arm(run_server, tmp_path) -> None:
     assert row["duration"] == str(STEPS - 1)
     (video,) = tmp_path.glob("*.mp4")
     assert video.stat().st_size > 1000
+
+
+def save_goal(path: Path) -> np.ndarray:
+    """Drives a second, like arm somewhere, saves what it then sees; returns where the tool is."""
+    robot = simulated_arm()
+    robot.connect(timeout_s=1.0)
+    robot.arm(operator="test")
+    for seq in range(8):
+        twist = np.array([0.03, -0.04, -0.025, 0.0, 0.0, 0.0])
+        assert robot.command(Command(seq, 0, 0.3, "twist", twist)).accepted
+        robot.advance(0.25)
+    robot.advance(1.0)
+    seen = robot.observe(max_age_s=1.0)
+    Image.fromarray(seen.frames["exterior"].image).save(path)
+    robot.close()
+    return seen.tcp_pos_base
+
+
+@pytest.mark.slow
+def test_the_unmodified_script_reaches_a_goal_of_the_shipped_model(tmp_path) -> None:
+    if not os.environ.get(MAIN):
+        pytest.skip(f"{MAIN} names no copy of openpi's examples/droid/main.py")
+    (tmp_path / "goals").mkdir()
+    goal = save_goal(tmp_path / "goals" / "there.png")
+    words = ["workspace=[[0.2,-0.4,0.02],[0.75,0.4,0.6]]", f"goals={tmp_path / 'goals'}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "worldmodel.cli", "serve", *words, "crop=square", "port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().strip().rpartition(":")[2]
+        with arm_process() as (url, made):
+            done = run_main(port, url=url, folder=tmp_path, goal="there", steps=48)
+            assert done.returncode == 0, done.stderr
+            (env,) = made
+            last = env.robot.observe(max_age_s=1.0).tcp_pos_base
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()  # type: ignore[union-attr]
+    assert np.linalg.norm(env.first.tcp_pos_base - goal) > 0.10
+    assert np.linalg.norm(last - goal) < 0.02
