@@ -94,9 +94,11 @@ def main():
         }
 
     def obey(stop, loop):
-        for _ in sys.stdin:
-            print(json.dumps(report()), flush=True)
-        loop.call_soon_threadsafe(stop.set)
+        try:
+            for _ in sys.stdin:
+                print(json.dumps(report()), flush=True)
+        finally:
+            loop.call_soon_threadsafe(stop.set)
 
     async def run():
         stop = asyncio.Event()

@@ -36,6 +36,7 @@ robot_process, planner_process = _load("robot_process"), _load("planner_process"
 ENVELOPE, SPEED = robot_process.ENVELOPE, planner_process.SPEED
 TIMEOUT_S = 120.0
 TOKEN = "correct-horse-battery"
+pytestmark = pytest.mark.slow
 
 
 class RobotPC:
