@@ -20,13 +20,13 @@ from worldmodel.envs.robots.recorded import RecordedRobot
 from worldmodel.envs.robots.recorder import FlightRecorder
 
 from .planner import SPEED, ScriptedPlanner
-from .rigs import FCI, PATIENCE_S, cruise, kept
+from .rigs import FCI, PATIENCE_S, ROOT, cruise, kept
 from .robot_side import WatchedRobot, report
 from .rows import REARM, SETTLE_S, error_at_connect, goes_on_after, says
 from .verdict import BRAKE_M, Row, Verdict, stopped
 
 HOST = "127.77.88.99"  # loopback; another program may have 127.0.0.1
-SIMULATOR = Path(__file__).parents[2] / "tests" / "envs" / "robots" / "franky_simulator.py"
+SIMULATOR = ROOT / "tests" / "envs" / "robots" / "franky_simulator.py"
 BOX = Envelope(
     workspace_low=(0.2, -0.4, 0.1),
     workspace_high=(0.8, 0.4, 0.8),
@@ -176,7 +176,10 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     """The driver's process dies, or stands still, in full motion."""
     rig.robot.close()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults.fci_rows"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.faults.fci_rows"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     try:
         assert process.stdout is not None

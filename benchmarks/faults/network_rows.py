@@ -18,7 +18,7 @@ from worldmodel.envs.robots.interface import NotConnectedError, RobotError, Robo
 from worldmodel.envs.robots.wire import pack
 
 from .planner import LIFE_S, SPEED, ScriptedPlanner
-from .rigs import PATIENCE_S, TOKEN, TWO_PROCESSES, RobotPC, TwoProcesses, cruise
+from .rigs import PATIENCE_S, ROOT, TOKEN, TWO_PROCESSES, RobotPC, TwoProcesses, cruise
 from .rows import EXPIRY_S, REARM, SETTLE_S, goes_on_after, says
 from .verdict import Row, Verdict, stopped, went_on
 
@@ -119,7 +119,7 @@ def planner_process(rig: TwoProcesses):
     """A planner in a process of its own; that of the rig gives the arm back to it."""
     rig.robot.close()
     words = [sys.executable, "-m", "benchmarks.faults.planner_pc", rig.url]
-    process = subprocess.Popen(words, env=os.environ | {"WORLDMODEL_TOKEN": TOKEN})
+    process = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"WORLDMODEL_TOKEN": TOKEN})
     try:
         yield process
     finally:

@@ -19,6 +19,7 @@ from worldmodel.envs.robots.interface import Robot, RobotError
 from .planner import SPEED, ScriptedPlanner
 from .robot_side import TICK_S, RobotSide
 
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0  # of wall time, only ever reached by what fails
 TOKEN = "correct-horse-battery-staple"
 IN_PROCESS, TWO_PROCESSES, FCI = "in process", "two processes", "FCI simulator"
@@ -108,6 +109,7 @@ class RobotPC:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
             env=os.environ | {"WORLDMODEL_TOKEN": TOKEN},
         )
         self.port = self._read()
@@ -173,6 +175,9 @@ class TwoProcesses:
         try:
             self.proxy.clear()
             self.robot.close()
+            deadline = time.monotonic() + 2.0
+            while self.proxy.num_links and time.monotonic() < deadline:
+                time.sleep(0.01)
         except RobotError:
             pass  # the robot's process may be dead: that was the fault
         finally:

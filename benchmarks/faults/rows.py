@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,21 +132,22 @@ def old_numbers(rig: Rig) -> Verdict:
     return Verdict(text, checks, None, None)
 
 
-def wrong_commands(rig: Rig) -> Verdict:
+WRONG: Sequence[Mapping[str, Any]] = [
+    {"values": np.array([math.nan, 0, 0, 0, 0, 0])},
+    {"kind": "joint_torque"},
+    {"valid_for_s": 60.0},
+    {"values": np.array([0, 0, 0, 0, 0, math.inf])},
+    {"values": np.zeros(5)},
+    {"values": np.zeros(6, np.int64)},
+    {"kind": "pose", "values": np.array([0.5, 0, 0.3, 0, 0, 0, 2.0])},
+    {"valid_for_s": math.nan},
+    {"gripper": math.nan},
+    {"gripper": 7.0},
+]
+
+
+def wrong_commands(rig: Rig, *, wrong: Sequence[Mapping[str, Any]]) -> Verdict:
     """Numbers that are none, wrong sizes and kinds: one of each, each while the arm moves."""
-    nan, good = math.nan, np.zeros(6)
-    wrong: list[dict[str, Any]] = [
-        {"values": np.array([nan, 0, 0, 0, 0, 0])},
-        {"values": np.array([0, 0, 0, 0, 0, math.inf])},
-        {"values": good[:5]},
-        {"values": good.astype(np.int64)},
-        {"kind": "joint_torque"},
-        {"kind": "pose", "values": np.array([0.5, 0, 0.3, 0, 0, 0, 2.0])},
-        {"valid_for_s": nan},
-        {"valid_for_s": 60.0},
-        {"gripper": nan},
-        {"gripper": 7.0},
-    ]
     reasons, checks, slowest, farthest = [], {}, 0.0, 0.0
     for changes in wrong:
         since = cruise(rig)
@@ -430,14 +431,20 @@ ROWS = [
     Row(
         "commands out of order, or twice", "refused (seq_old), counted; no effect", old_numbers, ALL
     ),
-    Row(
-        "malformed commands: NaN, infinite, sizes, types, kinds",
-        "each refused with a reason; HOLD at once",
-        wrong_commands,
-        ALL,
+    *(
+        Row(
+            f"wrong commands: {what}",
+            "each refused with a reason; HOLD at once",
+            partial(wrong_commands, wrong=wrong),
+            on,
+        )
+        for what, wrong, on in (
+            ("NaN, infinite, sizes, types, kinds", WRONG, (IN_PROCESS,)),
+            ("NaN, an unknown kind, a long life", WRONG[:3], (TWO_PROCESSES, FCI)),
+        )
     ),
     Row(
-        "nothing but malformed commands",
+        "nothing but wrong commands",
         "FAULT after five in two seconds",
         too_many_wrong_commands,
         ALL,
