@@ -78,6 +78,32 @@ def test_with_a_delay_compensation_loses_less(
     assert with_it < 0.6 * without
 
 
+@pytest.mark.parametrize("latency_s, camera_delay_s", [(0.2, 0.2), (0.4, 0.1)])
+def test_a_plan_begins_where_and_when_it_was_expected_to(
+    make_rig, latency_s: float, camera_delay_s: float
+) -> None:
+    overshoots = {}
+    for compensate in (True, False):
+        rig = make_rig(
+            move=(0.16, 0.10, -0.06),
+            latency_s=latency_s,
+            camera_delay_s=camera_delay_s,
+            compensate=compensate,
+            settle_plans=1000,
+        )
+        rig.run(seconds=5.0)
+        assert rig.schedule.latency_s == pytest.approx(latency_s, abs=0.06)
+        way = rig.target - rig.positions[0]
+        beyond = (np.array(rig.positions) - rig.target) @ way / np.linalg.norm(way)
+        overshoots[compensate] = beyond.max()
+        for _, planned in rig.plans[2:-2] if compensate else []:  # the first speeds up meanwhile
+            at = rig.positions[round((planned.task.begins_at - 100.0) / TICK_S) - 1]
+            assert np.linalg.norm(planned.task.start.position - at) < 0.004
+    assert overshoots[True] < 0.004
+    # Late, but steady: an arm that began where it is by now would go 35 and 47 mm too far.
+    assert overshoots[False] < 0.02
+
+
 def test_a_dry_run_makes_the_same_plans_byte_for_byte_and_sends_nothing(make_rig) -> None:
     """On an arm that does not move, for whatever else the two see is not the same."""
     streams = []
