@@ -1,6 +1,7 @@
 """SafeRobot around the simulated arm: real dynamics, pictures and contacts, on a virtual clock."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,11 +29,11 @@ MODEL = franka.build_model()
 class Rig:
     """A safe robot around a simulated one, ticked by hand."""
 
-    def __init__(self, *, cameras=CAMERAS):
+    def __init__(self, *, cameras=CAMERAS, envelope=ENVELOPE):
         scene = Arm(MODEL)
         scene.teleport(np.array(START))
         self.inner = MujocoRobot(scene, cameras=cameras, realtime=False, backend="ray")
-        self.safe = SafeRobot(self.inner, ENVELOPE, clock=self.inner.now)
+        self.safe = SafeRobot(self.inner, envelope, clock=self.inner.now)
         self.safe.connect(timeout_s=1.0)
         self.safe.arm(operator="test")
         self.numbers = itertools.count(1)
@@ -151,7 +152,9 @@ def adversarial(rng, position, rotation):
 @pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.parametrize("kind", ["tool", "joints"])
 def test_an_adversarial_planner_never_leaves_the_box(kind):
-    rig, rng = Rig(cameras={}), np.random.default_rng(7)
+    # Slower than the joints' own limits make it, so that it is this limit that is seen.
+    envelope = replace(ENVELOPE, velocity=0.12)
+    rig, rng = Rig(cameras={}, envelope=envelope), np.random.default_rng(7)
     kinematics = Kinematics(MODEL)
     accepted, clamped = 0, set()
     what, values = "hold", np.zeros(0)
@@ -181,6 +184,6 @@ def test_an_adversarial_planner_never_leaves_the_box(kind):
     assert (path >= LOW - OVERSHOOT).all() and (path <= HIGH + OVERSHOOT).all()
     assert np.ptp(path, axis=0).min() > 0.1  # it did go from wall to wall
     speed = np.linalg.norm(np.diff(path, axis=0), axis=1) / franka.TIMESTEP
-    assert speed.max() <= 1.1 * ENVELOPE.velocity
+    assert speed.max() <= 1.1 * envelope.velocity
     assert (joints > PANDA.joints.low).all() and (joints < PANDA.joints.high).all()
     assert len(panda.JOINTS) == joints.shape[1]
