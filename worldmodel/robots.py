@@ -32,7 +32,7 @@ def open_robot(settings: Mapping[str, Any]) -> "SafeRobot | RemoteRobot":
     if isinstance(settings, DictConfig):
         missing = OmegaConf.missing_keys(settings)
         if missing:
-            needed = ", ".join(f"robot.{key}=..." for key in sorted(missing))
+            needed = ", ".join(f"{key}=..." for key in sorted(missing))
             raise ValueError(f"robot={settings.name} needs {needed}")
         container: Any = OmegaConf.to_container(settings, resolve=True)
         settings = container
@@ -43,14 +43,14 @@ def open_robot(settings: Mapping[str, Any]) -> "SafeRobot | RemoteRobot":
 
 
 def make_envelope(
-    workspace: Sequence[Sequence[float]], *, limits: str, changes: Mapping[str, Any]
+    workspace: Sequence[Sequence[float]], *, limits: str, changes: Mapping[str, Any] | None
 ) -> Envelope:
     """Returns what an arm is allowed.
 
     Args:
         workspace: two corners of the box that the tool must not leave [m].
         limits: a key of `LIMITS`.
-        changes: single fields of `Envelope` that differ from those limits.
+        changes: single fields of `Envelope` that differ from those limits; None where none do.
 
     Raises:
         ValueError: a name is unknown, or a value is out of range.
@@ -59,7 +59,7 @@ def make_envelope(
         raise ValueError(unknown("limits", limits, LIMITS))
     if len(workspace) != 2:
         raise ValueError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
-    known = [field.name for field in fields(Envelope)]
+    changes, known = changes or {}, [field.name for field in fields(Envelope)]
     for name in changes:
         if name not in known:
             raise ValueError(unknown("limit", name, known))
@@ -71,7 +71,7 @@ def _mujoco(
     *,
     workspace: Sequence[Sequence[float]],
     limits: str,
-    envelope: Mapping[str, Any],
+    envelope: Mapping[str, Any] | None,
     cameras: Sequence[str],
     image_size: int,
     fps: float,
@@ -102,8 +102,8 @@ def _franky(
     simulated: bool,
     workspace: Sequence[Sequence[float]],
     limits: str,
-    envelope: Mapping[str, Any],
-    cameras: Mapping[str, Mapping[str, Any]],
+    envelope: Mapping[str, Any] | None,
+    cameras: Mapping[str, Mapping[str, Any]] | None,
     has_hand: bool,
     require_realtime: bool,
     control_hz: float,
@@ -116,7 +116,7 @@ def _franky(
         host=host,
         arm=arm,
         simulated=simulated,
-        cameras={name: _camera(name, **settings) for name, settings in cameras.items()},
+        cameras={name: _camera(name, **settings) for name, settings in (cameras or {}).items()},
         envelope=allowed,
         has_hand=has_hand,
         control_hz=control_hz,
