@@ -1,7 +1,7 @@
 """What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
 
-`encoder`, `predictor`, `planner` and `robot` are groups: one YAML file per choice, naming a class and all
-its arguments.
+`encoder`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
+its arguments. So is `robot`, whose files name an adapter of `worldmodel.robots`.
 """
 
 from dataclasses import dataclass, field

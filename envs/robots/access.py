@@ -32,9 +32,7 @@ logger = logging.getLogger(__name__)
 class ConnectRate:
     """How often each address may connect: a number at once, and that number again in a while."""
 
-    def __init__(
-        self, *, at_once: int, per_s: float, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, *, at_once: int, per_s: float, clock: Callable[[], float] = time.monotonic):
         """Lets everyone in at first.
 
         Args:
