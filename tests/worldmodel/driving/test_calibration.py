@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.driving.calibration import (
@@ -25,6 +25,7 @@ pose = st.tuples(*[st.floats(-0.6, 0.6)] * 3, *[st.floats(-1.2, 1.2)] * 3, st.fl
 )
 
 
+@settings(deadline=None)
 @given(rotation, st.integers(0, 10**6))
 def test_any_rotation_is_found_from_what_was_moved_and_seen(turn, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -49,6 +50,7 @@ def test_moves_in_a_plane_are_enough_and_along_a_line_are_not() -> None:
         fit_rotation(plane, plane * np.nan)
 
 
+@settings(deadline=None)
 @given(rotation, pose, pose)
 def test_to_act_in_the_models_frame_is_to_act_in_the_robots(turn, here, there) -> None:
     """The way between two poses, taken in the model's axes and brought back, is the way."""
@@ -65,6 +67,7 @@ def test_to_act_in_the_models_frame_is_to_act_in_the_robots(turn, here, there) -
     assert np.allclose(frame.to_robot(frame.to_model(here))[:3], here[:3], atol=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(-3.1, 3.1))
 def test_the_angle_between_those_tried_is_found(true: float) -> None:
     angles = np.linspace(-np.pi, np.pi, 72, endpoint=False)

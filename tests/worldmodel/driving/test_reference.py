@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.driving.reference import Pose, Reference, TwistLaw, way_between
@@ -18,6 +18,7 @@ def turn_between(one: Pose, other: Pose) -> float:
     return float(np.linalg.norm(rotation_vector(other.rotation @ one.rotation.T)))
 
 
+@settings(deadline=None)
 @given(plan)
 def test_at_the_end_of_every_step_it_is_where_the_actions_lead(actions) -> None:
     reference = Reference(Pose.of(HOME), actions, begins_at=7.0, step_s=0.25)
@@ -33,6 +34,7 @@ def test_at_the_end_of_every_step_it_is_where_the_actions_lead(actions) -> None:
     assert np.array_equal(reference.at(0.0).position, HOME[:3])
 
 
+@settings(deadline=None)
 @given(plan, st.floats(0.0, 2.0))
 def test_it_is_continuous(actions, time: float) -> None:
     reference = Reference(Pose.of(HOME), actions, begins_at=0.0, step_s=0.25)
@@ -55,6 +57,7 @@ def follow(reference: Reference, pose: Pose, *, seconds: float, dt: float = 0.00
     return poses
 
 
+@settings(max_examples=20, deadline=None)
 @given(plan)
 def test_who_follows_arrives_and_is_never_too_fast(actions) -> None:
     reference = Reference(Pose.of(HOME), actions, begins_at=0.0, step_s=0.25)
@@ -85,6 +88,7 @@ def test_a_new_plan_from_where_the_old_one_leads_does_not_change_the_velocity() 
         assert np.allclose(LAW.twist(old, here, time), LAW.twist(new, here, time), atol=1e-6)
 
 
+@settings(max_examples=20, deadline=None)
 @given(plan, st.floats(0.05, 1.0))
 def test_ahead_is_where_who_follows_will_be(actions, seconds: float) -> None:
     reference = Reference(Pose.of(HOME), actions, begins_at=0.0, step_s=0.25)
@@ -95,6 +99,7 @@ def test_ahead_is_where_who_follows_will_be(actions, seconds: float) -> None:
     assert turn_between(found, expected) < 1e-2
 
 
+@settings(deadline=None)
 @given(plan)
 def test_the_way_between_poses_is_what_leads_along_them(actions) -> None:
     poses = [Pose.of(HOME)]
