@@ -35,7 +35,7 @@ MEANINGS = {
     404: "this is no robot server",
     409: "another controller has it; only one may command a robot",
     429: "too many connections from this address; wait a little",
-    503: "it has as many clients as it takes",
+    503: "it has as many clients as it takes, or it is ending",
 }
 FINAL = (401, 404, 409)  # waiting does not help
 

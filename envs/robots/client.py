@@ -145,7 +145,7 @@ class RemoteRobot:
     # What every robot does.
 
     def now(self) -> float:
-        """Returns the robot's monotonic clock [s], as far as it is known; it never goes back."""
+        """Returns the robot's monotonic clock [s], as far as known; it goes on while connected."""
         robot_now, server_now = self._robot_now
         if self._offset.is_known:
             here = server_now - self._offset.offset_s
@@ -318,17 +318,18 @@ class RemoteRobot:
 
     def _open(self, *, timeout_s: float) -> None:
         """Opens what is not open."""
+        if not self._channels[CONTROL].is_open:
+            self._session = None
         for path, channel in self._channels.items():
             if channel.is_open:
                 continue
             shown = self._shown if path == CONTROL else None
-            if path == CONTROL:
-                self._session = None
             greeting = channel.open(timeout_s=timeout_s, session=shown)
             if _described(greeting.info, greeting.envelope) != self._description:
                 raise RobotError(f"{channel.url} is another robot than before, or its limits are")
             if path == CONTROL:
                 self._offset.forget()
+                self._latest_now = 0.0
                 channel.ask("sync", {}, timeout_s=timeout_s)  # the offset must be known first
                 self._last_seq = greeting.last_seq
                 self._session = self._shown = greeting.session

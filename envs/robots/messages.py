@@ -127,7 +127,8 @@ def read_envelope(message: Any) -> Envelope:
         raise _bad("expected the fields of an envelope")
     try:
         corners = {name: tuple(message[name]) for name in ("workspace_low", "workspace_high")}
-        return Envelope(**message | corners)
+        values: dict[str, Any] = message | corners
+        return Envelope(**values)
     except (ValueError, TypeError) as error:
         raise _bad(str(error)) from error
 

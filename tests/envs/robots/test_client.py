@@ -175,6 +175,7 @@ def test_a_wrong_command_is_refused_in_the_answer_and_the_connection_stays(rig):
         assert server.counters["sessions"] == 1 and rig.moves == 0
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_numbers_of_numpy_are_numbers(rig):
     with serving(rig.safe) as (_, port), remote(port, rig) as robot:
         robot.arm(operator="Ada")
@@ -314,13 +315,21 @@ def test_what_the_clocks_say_does_not_matter(rig, ahead_s, speed):
 
 
 def test_a_clock_that_is_set_while_it_runs_costs_a_moment_and_moves_nothing(rig):
-    clock = Skewed(ahead_s=0.0)
-    with serving(rig.safe) as (_, port), remote(port, rig, clock=clock) as robot:
+    clock, times = Skewed(ahead_s=0.0), {"silence_s": 1000.0, "rearm_after_s": 1000.0}
+    with (
+        serving(rig.safe, **times) as (_, port),
+        remote(port, rig, clock=clock, heartbeat_s=1000.0) as robot,
+    ):
         robot.arm(operator="Ada")
+        seen = look(robot)
         clock._ahead_s -= 3600.0  # all we send seems an hour old
-        ack = robot.command(twist(0, look(robot).seq))
+        ack = robot.command(twist(0, seen.seq))
         assert (ack.accepted, ack.reason) == (False, "late")
         assert rig.moves == 0
+        for _ in range(20):
+            seen = look(robot)
+        assert abs(robot.now() - rig.fake.now()) < TIMEOUT_S
+        assert robot.command(twist(1, seen.seq)).accepted
 
 
 def test_its_clock_follows_the_robots_and_never_goes_back(rig):
@@ -515,7 +524,7 @@ def test_a_server_that_begins_anew_is_found_again_and_has_to_be_armed(rig):
             robot.command(twist(1, 0))
         anew = Rig()
         with serving(anew.safe, port=port):
-            eventually(lambda: tells(robot), what="a connection")
+            eventually(lambda: robot.reconnects == 1 and tells(robot), what="a connection")
             assert robot.command(twist(2, look(robot).seq)).reason == "not_armed"
             anew.run(0.3)
             assert anew.moves == 0
