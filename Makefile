@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint weights clean
+.PHONY: help setup demo test lint weights faults clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,7 @@ help:
 	@echo "make setup   only create .venv with the worldmodel program in it"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make weights train the shipped world model again, from simulation to checkpoint (an hour and more)"
+	@echo "make faults  break everything around a moving simulated arm, and write docs/safety.md (ten minutes)"
 	@echo "make clean   remove .venv and build products (runs/ and datasets/ are kept)"
 
 setup: $(STAMP)
@@ -40,6 +41,11 @@ RECIPE ?= cpu
 weights: setup
 	$(BIN)/worldmodel recipe +experiment=recipe_$(RECIPE) run=runs/weights-$(RECIPE) minutes=null
 	cp runs/weights-$(RECIPE)/predictor/out/model/* worldmodel/weights/default/
+
+# A table with failures is written too.
+faults: setup
+	$(BIN)/python -m benchmarks.faults $(ARGS) || failed=1; \
+	$(BIN)/python docs/make_safety.py && exit $${failed:-0}
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

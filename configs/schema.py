@@ -1,7 +1,7 @@
 """What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
 
 `encoder`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
-its arguments.
+its arguments. So is `robot`, whose files name an adapter of `worldmodel.robots`.
 """
 
 from dataclasses import dataclass, field
@@ -329,6 +329,88 @@ class RecipeConfig(ExecutorConfig):
     run: str = "runs/recipe"  # stages that are done are not made again
 
 
+@dataclass
+class ServeConfig:
+    """Answers robot-side scripts with plans to the goal images that their prompts name.
+
+    With `robot` it serves that robot instead, to `worldmodel drive robot=remote` elsewhere.
+    """
+
+    robot: Any = None  # group: the robot to serve; null serves plans
+    record: str | None = None  # folder of the robot's flight recorder; null records nothing
+    insecure_lan: bool = False  # a physical arm without TLS, on a network that is yours alone
+    make_certificate: bool = False  # write tls_certificate and tls_key first
+    planner: Any = MISSING  # group: search and how the controller uses it
+    # Box that the tool must not leave [m]: [[x, y, z], [x, y, z]] in the robot's base frame.
+    workspace: Any = None  # needed for plans; a robot has its own
+    goals: str = "goals"  # folder of <prompt>.png
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
+    host: str = "127.0.0.1"  # an address that other machines can reach needs a token
+    port: int | None = None  # 0 takes any that is free; null: 8000 for plans, 8001 for a robot
+    token_file: str | None = None  # null: the variable WORLDMODEL_TOKEN, or no token
+    tls_certificate: str | None = None  # PEM files, both or neither
+    tls_key: str | None = None
+    max_connections: int = 4
+    action_space: str = "joint_velocity"  # of RoboArena's rows; openpi's are always that
+    roboarena_reply: str = "map"  # {actions: rows} for its evaluator, array for its self-test
+    rows: int = 8  # planned at once, 1/15 s each; then the arm waits for the next plan
+    speed: float = 0.2  # of the tool [m/s]
+    turn_speed: float = 0.4  # of the tool [rad/s]
+    joint_speed: float = 1.0  # of every joint [rad/s]
+    tool_length: float = 0.149  # from the flange to the model's tool centre point [m]
+    tool_yaw: float = -0.7853981633974483  # of the tool about the flange's axis [rad]
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+
+
+@dataclass
+class DriveConfig:
+    """Drives an arm to a goal image; takes goal images, calibrates, and stops another drive."""
+
+    action: str = "run"  # run, goal capture, calibrate, or stop
+    what: str | None = None  # of `goal`: capture
+    planner: Any = MISSING  # group: search and how the controller uses it
+    robot: Any = MISSING
+    goal: str | None = None  # image to reach, or to write: NAME (goals/NAME.png) or a path
+    camera: str = "exterior"
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    calibration: str | None = None  # what drive calibrate wrote; null: the model has our axes
+    crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
+    dry_run: bool = False  # everything but the sending
+    yes: bool = False  # do not ask before the first motion; simulated robots only
+    operator: str | None = None  # name for the record; null is the login name
+    speed: float = 0.1  # of the tool [m/s]
+    turn_speed: float = 0.2  # of the tool [rad/s]
+    command_hz: float = 20.0
+    seconds: float = 30.0  # then it ends, there or not
+    settle_plans: int = 3  # plans in a row that say "there"
+    max_age_s: float = 0.2  # of pictures and states that are acted on
+    plan_max_age_s: float = 1.0  # of a plan's picture; then the plan expires and the arm holds
+    compensate: bool = True  # plan from where the arm will be when the plan is ready
+    latency_s: float | None = None  # of plans where the robot's clock is simulated; null is none
+    settle_s: float = 0.5  # before the first picture
+    stop_port: int | None = 0  # second socket that stops, this machine only; 0: a free one
+    move: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # [m], before a capture
+    moves: int = 10  # of a calibration
+    move_size: float = 0.05  # [m] from where it begins
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
+class ReplayConfig:
+    """Makes a recorded decision of a drive again and says why it was made."""
+
+    recording: str = MISSING  # folder of a drive, of its recording, or of one trip
+    step: int = -1  # which plan of the recording, from 0; negative counts from the last
+    trip: int | None = None  # which trip, from 1; null is the last thing that was kept
+    checkpoint: str | None = None  # where the model is now; null is where it was
+    out: str | None = None  # picture to write; null is replay-<step>.png
+
+
 STORE = ConfigStore.instance()
 for _name, _schema in {
     "collect": CollectConfig,
@@ -347,5 +429,8 @@ for _name, _schema in {
     "models": ModelsConfig,
     "evaluate": EvaluateConfig,
     "demo": DemoConfig,
+    "serve": ServeConfig,
+    "drive": DriveConfig,
+    "replay": ReplayConfig,
 }.items():
     STORE.store(name=f"{_name}_schema", node=_schema)

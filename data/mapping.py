@@ -24,7 +24,6 @@ import yaml
 
 from worldmodel.data.episode import CAMERA_NAME, Episode, EpisodeMetadata
 from worldmodel.data.frames import ChosenFrames, Frames
-from worldmodel.data.kinematics import franka_hand_pose
 from worldmodel.data.resample import (
     gap_around,
     hold,
@@ -33,6 +32,7 @@ from worldmodel.data.resample import (
     nearest,
 )
 from worldmodel.data.rotations import SIZES, to_matrix
+from worldmodel.franka_arm import hand_pose
 from worldmodel.names import nearest as nearest_name
 from worldmodel.names import unknown
 from worldmodel.pose import matrix_to_euler
@@ -427,7 +427,7 @@ def _pose(raw: RawEpisode, mapping: ColumnMapping) -> np.ndarray:
     """Returns position [m] and extrinsic xyz Euler angles [rad], (rows, 6)."""
     if mapping.pose_from_joints:
         joints = column(raw, mapping.joints) * ANGLE_UNITS[mapping.joints_unit]
-        position, matrix = franka_hand_pose(joints)
+        position, matrix = hand_pose(joints)
     else:
         assert mapping.position is not None and mapping.rotation is not None
         position = _sized(raw, mapping.position.key, 3, "a position")

@@ -19,10 +19,10 @@ from PIL import Image
 from worldmodel.data.checks.conventions import readings
 from worldmodel.data.checks.findings import KINDS
 from worldmodel.data.collect import collect
-from worldmodel.data.kinematics import JOINT_LOWER, JOINT_UPPER, franka_hand_pose
 from worldmodel.data.mapping import RotationColumns
 from worldmodel.data.rotations import angle_between, mean_rotation, to_rotvec
 from worldmodel.data.source import open_source
+from worldmodel.franka_arm import PANDA_JOINT_HIGH, PANDA_JOINT_LOW, hand_pose
 from worldmodel.pose import matrix_to_euler
 
 OUT = Path(__file__).parent / "images" / "findings"
@@ -39,7 +39,7 @@ SECONDS = np.arange(ROWS) / HZ
 JOINTS = np.array([0.0, -0.5, 0.0, -2.1, 0.0, 1.7, 0.8]) + 0.35 * np.sin(
     2 * np.pi * _rng.uniform(0.1, 0.35, 7) * SECONDS[:, None] + _rng.uniform(0, 6, 7)
 )
-POSITION, ROTATION = franka_hand_pose(JOINTS)
+POSITION, ROTATION = hand_pose(JOINTS)
 EULER = matrix_to_euler(ROTATION)
 GRIPPER = 0.9 * np.clip((SECONDS - 1.4) * 2, 0, 1) * np.clip((4.2 - SECONDS) * 3, 0, 1)
 MOTION = 1000 * np.diff(POSITION, axis=0)  # mm a step
@@ -222,8 +222,8 @@ def gripper_inverted(figure: Figure, frames: Frames) -> None:
 def joint_limits(figure: Figure, frames: Frames) -> None:
     axes = plot(figure, "joint 4 [rad]")
     joint = JOINTS[:, 3] + 2.6 * np.exp(-(((SECONDS - 2.6) / 0.6) ** 2))
-    inside = joint < JOINT_UPPER[3]
-    axes.axhspan(JOINT_LOWER[3], JOINT_UPPER[3], color=GOOD, alpha=0.12)
+    inside = joint < PANDA_JOINT_HIGH[3]
+    axes.axhspan(PANDA_JOINT_LOW[3], PANDA_JOINT_HIGH[3], color=GOOD, alpha=0.12)
     axes.plot(SECONDS, np.where(inside, joint, np.nan), color=INK, lw=1.6)
     axes.plot(SECONDS, np.where(inside, np.nan, joint), color=BAD, lw=2.2)
     axes.set_ylim(-3.2, 0.9)

@@ -23,7 +23,7 @@ of 0.25 s, in metres and radians. Info: ``distance`` to the goal [m], ``success`
     drawer      a cabinet with a drawer                 dressing     clutter, walls, patterns
     control     Cartesian steps to joint motion         opengl       can this process draw with it?
     cameras     renderers, and OpenGL pictures          raycast      pictures without OpenGL
-    bridges/    benchmarks of other projects
+    robots/     real arms, and this one alike        bridges/     benchmarks of other projects
 
 Import this package before mujoco: MuJoCo picks its OpenGL platform while it is imported.
 """

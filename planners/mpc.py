@@ -22,9 +22,23 @@ from worldmodel.planners.interfaces import (
 )
 from worldmodel.planners.split import snap_gripper, split_action
 from worldmodel.planners.subgoals import GoalImage, SwitchReason, SwitchRule, check_image
-from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, action_between
+from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, action_between, integrate
 
+NO_ACTIONS = np.zeros((0, ACTION_SIZE))
 RATE_TOLERANCE = 1e-3  # relative; a quarter second is often written 0.25 and sometimes 1 / 4.0001
+
+
+@dataclass(frozen=True, eq=False)
+class PlanStart:
+    """Where a search set out. From here, and with what `MPC.problem` returns, it does the same.
+
+    Attributes:
+        generator_state: (n,) of the arm's noise.
+        warm_start: (H, 7) float32, where the search began; None is nowhere.
+    """
+
+    generator_state: UInt8[np.ndarray, " byte"]
+    warm_start: Float[np.ndarray, "horizon action"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +49,7 @@ class Decision:
         action: (7,) float32 to execute now, within the step bounds.
         plan: the plan it was taken from, of this arm alone (a batch of one); the same object until
             the next replanning.
+        start: where the search that found `plan` set out.
         energy_now: latent L1 between the present image and the present sub-goal.
         predicted_energy: the planner's cost of `plan` when it was made: with the terminal
             `LatentEnergy`, the energy imagined at its end.
@@ -50,6 +65,7 @@ class Decision:
 
     action: Float[np.ndarray, " action"]
     plan: Plan
+    start: PlanStart
     energy_now: float
     predicted_energy: float
     stage: int
@@ -222,6 +238,7 @@ class MPC:
         proprio: Float[np.ndarray, "arm proprio"],
         *,
         arms: Sequence[int] | None = None,
+        committed: Sequence[Float[np.ndarray, "_ action"]] | None = None,
     ) -> tuple[Decision, ...]:
         """Returns what each arm is to do now. Call it once per control step, and execute that.
 
@@ -231,6 +248,8 @@ class MPC:
             images: what each arm's camera shows, RGB, the size of the goal images.
             proprio: (B, 7) arm states measured with the images.
             arms: which arms act; the others stay as they are.
+            committed: of each arm, (n, 7) actions of at most one model step each that are under
+                way. The plan begins where they lead, as the world model imagines it. None is none.
 
         Raises:
             TypeError: the images are not a uint8 array.
@@ -246,6 +265,8 @@ class MPC:
         for arm in states:
             check_image("images", images, batch=True, size=arm.stages[0].size)
         _check_number("images", len(images), chosen)
+        under_way = [NO_ACTIONS] * len(chosen) if committed is None else list(committed)
+        _check_number("committed", len(under_way), chosen)
         measured = _proprio_tensor(proprio, num_arms=len(chosen))
         latents = self._encode(images)  # (B, 1, N, D)
         measured = measured.to(latents.device)
@@ -268,17 +289,19 @@ class MPC:
             arm.plan is None or arm.age >= self.replan_every or len(arm.pending) == 0
             for arm in states
         ]
-        self._plan(states, [k for k, due in enumerate(replanned) if due], start)
+        self._plan(states, [k for k, due in enumerate(replanned) if due], start, under_way)
         for k, arm in enumerate(states):
             if replanned[k] and arm.may_go_on:
                 switched[k] = self._reason_in_plan(arm)
                 states[k] = arm.going_on() if switched[k] else arm
-        self._plan(states, [k for k, arm in enumerate(states) if arm.plan is None], start)
+        self._plan(
+            states, [k for k, arm in enumerate(states) if arm.plan is None], start, under_way
+        )
         plan_ms = 1000 * (self.clock() - plan_start)
 
         decisions = []
         for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
-            assert arm.plan is not None
+            assert arm.plan is not None and arm.start is not None
             bounds = _slowed(self.step_bounds, arm.gate.scale)
             action, rest = split_action(arm.pending[0], bounds, self.gripper_snap)
             if not arm.gate.scale:
@@ -289,6 +312,7 @@ class MPC:
                 Decision(
                     action=action.astype(np.float32),
                     plan=arm.plan,
+                    start=arm.start,
                     energy_now=energy,
                     predicted_energy=float(arm.plan.cost[0]),
                     stage=arm.stage,
@@ -303,6 +327,36 @@ class MPC:
         for i, arm in zip(chosen, states, strict=True):
             self._arms[i] = arm
         return tuple(decisions)
+
+    @torch.inference_mode()
+    def problem(
+        self,
+        images: UInt8[np.ndarray, "context height width 3"],
+        proprio: Float[np.ndarray, "context proprio"],
+        *,
+        committed: Float[np.ndarray, "_ action"] = NO_ACTIONS,
+    ) -> tuple[Observation, Float[Tensor, "1 token latent"]]:
+        """Returns what the search of the only arm is given in `act`: its start and its goal.
+
+        Args:
+            images: what the camera showed, the newest last.
+            proprio: (C, 7) arm states measured with them.
+            committed: see `act`.
+
+        Raises:
+            ValueError: there are several arms, there is no goal, or a shape does not fit.
+        """
+        if self.num_arms != 1 or not self._arms[0].stages:
+            raise ValueError("problem is for one arm with a goal; call set_goal first")
+        (arm,) = self._arms
+        check_image("images", images, batch=True, size=arm.stages[0].size)
+        measured = _proprio_tensor(proprio, num_arms=len(images))
+        context = []
+        for k in range(len(images)):  # one by one, as `act` saw them
+            latents = self._encode(images[k : k + 1])
+            context.append((latents, measured[k : k + 1].to(latents.device)))
+        observation = _observation([tuple(context)])
+        return self._ahead(observation, [committed]), arm.goal
 
     def _judge(self, before: "list[_Arm]", states: "list[_Arm]") -> None:
         """Lets the gate look at what the last actions did, and drops the plans it distrusts."""
@@ -326,25 +380,60 @@ class MPC:
         for k, verdict in zip(moved, verdicts, strict=True):
             states[k] = states[k].judged(verdict)
 
-    def _plan(self, states: "list[_Arm]", due: list[int], start: float) -> None:
+    def _plan(
+        self,
+        states: "list[_Arm]",
+        due: list[int],
+        start: float,
+        committed: Sequence[np.ndarray],
+    ) -> None:
         """Gives the arms at `due` new plans, in one search unless they differ in shape."""
-        groups: dict[tuple[int, bool], list[int]] = {}
+        groups: dict[tuple[int, int, bool], list[int]] = {}
         for k in due:
             cold = not self.warm_start or states[k].plan is None
-            groups.setdefault((len(states[k].context), cold), []).append(k)
-        for (_, cold), members in groups.items():
+            groups.setdefault((len(states[k].context), len(committed[k]), cold), []).append(k)
+        for (_, _, cold), members in groups.items():
             group = [states[k] for k in members]
+            warm = None if cold else torch.cat([arm.rest_of_plan() for arm in group])
+            starts = [
+                PlanStart(
+                    generator_state=arm.generator.get_state().numpy(),
+                    warm_start=None if warm is None else warm[j].float().cpu().numpy(),
+                )
+                for j, arm in enumerate(group)
+            ]
+            observation = _observation([arm.context for arm in group])
             plan = self.planner.plan(
                 self.world,
-                _observation([arm.context for arm in group]),
+                self._ahead(observation, [committed[k] for k in members]),
                 torch.cat([arm.goal for arm in group]),
                 bounds=self.plan_bounds,
-                warm_start=None if cold else torch.cat([arm.rest_of_plan() for arm in group]),
+                warm_start=warm,
                 deadline_ms=self._time_left_ms(start),
                 generator=[arm.generator for arm in group],
             )
             for j, k in enumerate(members):
-                states[k] = states[k].following(plan.problem(j))
+                states[k] = states[k].following(plan.problem(j), starts[j])
+
+    def _ahead(self, observation: Observation, committed: Sequence[np.ndarray]) -> Observation:
+        """Returns what will be seen when the committed actions are done, as it is imagined."""
+        actions = torch.from_numpy(np.stack(committed)).to(observation.proprio)  # (B, n, A)
+        if actions.ndim != 3 or actions.shape[2] != ACTION_SIZE:
+            raise ValueError(
+                f"committed must be (n, {ACTION_SIZE}), got {tuple(actions.shape[1:])}"
+            )
+        require_finite("committed", actions)
+        if not actions.shape[1]:
+            return observation
+        all_actions = torch.cat([observation.past_actions, actions], dim=1)
+        latents = self.world.rollout(
+            observation.latents, observation.proprio, all_actions[:, None]
+        )  # (B, 1, n, N, D)
+        proprio = observation.proprio[:, -1:]
+        with torch.autocast(proprio.device.type, enabled=False):  # poses keep single precision
+            for step in actions.split(1, dim=1):
+                proprio = integrate(proprio, step)
+        return Observation(latents=latents[:, 0, -1:], proprio=proprio, past_actions=actions[:, :0])
 
     def _reason_in_plan(self, arm: "_Arm") -> SwitchReason | None:
         assert arm.plan is not None
@@ -392,8 +481,9 @@ class _Arm:
     stage: int = 0
     steps: int = 0  # executed towards the stage's image
     plan: Plan | None = None
+    start: PlanStart | None = None  # of the plan
     age: int = 0  # steps executed since the plan was made
-    pending: np.ndarray = field(default_factory=lambda: np.zeros((0, ACTION_SIZE)))  # of the plan
+    pending: np.ndarray = field(default_factory=lambda: NO_ACTIONS)  # of the plan
     gate: GateState = GateState()
 
     @classmethod
@@ -421,10 +511,11 @@ class _Arm:
     def judged(self, gate: GateState) -> "_Arm":
         if gate.verdict != "replan":
             return replace(self, gate=gate)
-        return replace(self, gate=gate, plan=None, pending=np.zeros((0, ACTION_SIZE)))
+        return replace(self, gate=gate, plan=None, pending=NO_ACTIONS)
 
-    def following(self, plan: Plan) -> "_Arm":
-        return replace(self, plan=plan, age=0, pending=plan.actions[0].cpu().double().numpy())
+    def following(self, plan: Plan, start: PlanStart) -> "_Arm":
+        pending = plan.actions[0].cpu().double().numpy()
+        return replace(self, plan=plan, start=start, age=0, pending=pending)
 
     def executed(self, rest: np.ndarray | None) -> "_Arm":
         pending = self.pending[1:]

@@ -50,6 +50,23 @@ def split_action(
     return part, remainder
 
 
+def split_plan(
+    actions: Float[np.ndarray, "horizon action"],
+    bounds: ActionBounds,
+    gripper_snap: float | None = None,
+    *,
+    most: int,
+) -> Float[np.ndarray, "step action"]:
+    """Returns the first steps, at most `most`, in which an arm makes a plan; see `split_action`."""
+    planned, steps = list(np.asarray(actions, dtype=np.float64)), []
+    while planned and len(steps) < most:
+        part, rest = split_action(planned.pop(0), bounds, gripper_snap)
+        steps.append(part)
+        if rest is not None:
+            planned.insert(0, rest)
+    return np.stack(steps)
+
+
 def snap_gripper(
     actions: Float[np.ndarray, "*batch action"], bounds: ActionBounds, threshold: float
 ) -> Float[np.ndarray, "*batch action"]:

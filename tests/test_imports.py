@@ -20,6 +20,7 @@ ENTRY_POINTS = {
     "benchmark",
     "cli",
     "closed_loop",
+    "drive",
     "encode",
     "evaluate",
     "fleet",
@@ -32,6 +33,7 @@ ENTRY_POINTS = {
     "pretrain",
     "recipe",
     "report",
+    "robots",
     "runs",
     "surprise",
     "surprise_page",
@@ -54,7 +56,15 @@ def test_importing_worldmodel_loads_nothing_heavy() -> None:
     assert imported_by("import worldmodel") & heavy == set()
 
 
-@pytest.mark.parametrize("package", ["worldmodel.pose", "worldmodel.envs", "worldmodel.data"])
+@pytest.mark.parametrize("module", ["worldmodel.pose", "worldmodel.franka_arm"])
+def test_importing_arithmetic_loads_numpy_only(module: str) -> None:
+    heavy = {"torch", "mujoco", "gymnasium", "cv2", "zarr", "av", "scipy"}
+    assert imported_by(f"import {module}") & heavy == set()
+
+
+@pytest.mark.parametrize(
+    "package", ["worldmodel.envs", "worldmodel.data", "worldmodel.envs.robots"]
+)
 def test_importing_the_torch_free_packages_does_not_load_torch(package: str) -> None:
     loaded = imported_by(f"import {package}")
     assert "worldmodel" in loaded

@@ -147,7 +147,8 @@ def test_constraints_pin_all_that_an_install_brings() -> None:
 
 def test_constraints_lie_within_the_ranges_of_pyproject() -> None:
     project = PROJECT["project"]
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    pinned = [project["optional-dependencies"][extra] for extra in ("dev", "franka", "franka-sim")]
+    for line in [*project["dependencies"], *sum(pinned, [])]:
         need = Requirement(line)
         assert need.specifier.contains(pins()[canonicalize_name(need.name)]), line
 

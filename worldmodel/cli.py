@@ -35,14 +35,20 @@ VERBS = {
     "benchmark": "evaluate every task and variation, and hold the numbers to the targets",
     "sweep": "what drives success: rows that change one thing each, beside a base",
     "recipe": "make weights, from simulation to success rates, in stages that resume",
+    "serve": "answer robot-side scripts with plans to goal images, or serve a robot to planners",
+    "drive": "drive an arm to a goal image; take goal images, calibrate",
+    "replay": "make a recorded decision of a drive again and say why it was made",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
-GROUPS = ("encoder", "predictor", "planner", "experiment")
+GROUPS = ("encoder", "predictor", "planner", "robot", "experiment")
+OPTIONS = {"serve": ("robot",), "drive": ("robot",)}  # may be written as --robot NAME, too
 POSITIONAL = {
     "inspect": ("data",),
     "convert": ("data", "out"),
     "transcode": ("data", "out"),
     "models": ("action", "source"),
+    "drive": ("action", "what"),
+    "replay": ("recording", "step"),
 }
 FLAGS = {
     "evaluate": {"--json": "print metrics.json alone on standard output"},
@@ -51,7 +57,12 @@ FLAGS = {
         "--check": "read every frame, list what is wrong, write check.html; status 1 on errors",
         "--json": "check, and print one JSON object alone on standard output",
     },
+    "drive": {
+        "--dry-run": "everything but the sending, and what would have been sent",
+        "--yes": "do not ask before the first motion; simulated robots only",
+    },
 }
+SETTING_OF_FLAG = {"--check": "check=true", "--dry-run": "dry_run=true", "--yes": "yes=true"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,11 +128,10 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
         print(_verb_help(verb))
         return 0
-    flags, overrides = take_flags(verb, overrides)
-    if "--check" in flags:
-        overrides.append("check=true")
+    flags, overrides = take_flags(verb, name_options(verb, overrides))
+    overrides += [SETTING_OF_FLAG[flag] for flag in sorted(flags) if flag in SETTING_OF_FLAG]
     config = compose(verb, name_positional(verb, overrides))
-    missing = [key for key in config if OmegaConf.is_missing(config, key)]
+    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{verb} needs {', '.join(f'{key}=...' for key in missing)}")
     command = shlex.join(["worldmodel", *words])
@@ -145,6 +155,21 @@ def take_flags(verb: str, words: Sequence[str]) -> tuple[set[str], list[str]]:
                 raise UserError(f"{flag} belongs to {' and '.join(owners)}, not to {verb}")
             raise UserError(f"expected setting=value, got {flag!r}; see worldmodel {verb} --help")
     return flags, [word for word in words if word not in flags]
+
+
+def name_options(verb: str, words: Sequence[str]) -> list[str]:
+    """Returns the words with "--robot NAME" and "--robot=NAME" as "robot=NAME"."""
+    named, rest = [], iter(words)
+    for word in rest:
+        option, is_one_word, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and option in OPTIONS.get(verb, ()):
+            value = value if is_one_word else next(rest, "")
+            if not value:
+                raise UserError(f"{word} needs a name: one of {', '.join(_choices(option))}")
+            named.append(f"{option}={value}")
+        else:
+            named.append(word)
+    return named
 
 
 def name_positional(verb: str, words: Sequence[str]) -> list[str]:
@@ -182,7 +207,7 @@ def _verb_help(verb: str) -> str:
 
     config = compose(verb, [])
     groups = [f"  {group}: {', '.join(_choices(group))}" for group in GROUPS if group in config]
-    flags = [f"  {flag:<8} {text}" for flag, text in FLAGS.get(verb, {}).items()]
+    flags = [f"  {flag:<9} {text}" for flag, text in FLAGS.get(verb, {}).items()]
     usage = " ".join([verb, *(name.upper() for name in POSITIONAL.get(verb, ()))])
     return "\n".join(
         [
@@ -209,7 +234,7 @@ def _check_choices(overrides: Sequence[str]) -> None:
     """Refuses an unknown choice of a group, such as planner=cme."""
     for override in overrides:
         key, value = override.lstrip("+~").split("=", 1)
-        if key in GROUPS:
+        if key in GROUPS and value != "null":
             available = _choices(key)
             if value not in available:
                 near = nearest(value, available)

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 # Import names whose distribution is called otherwise.
-_DISTRIBUTIONS = {"tensorflow_datasets": "tensorflow-datasets"}
+_DISTRIBUTIONS = {"franky": "franky-control", "tensorflow_datasets": "tensorflow-datasets"}
 
 
 def require(module: str, *, extra: str) -> ModuleType:

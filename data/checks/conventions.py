@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from worldmodel.data.checks.findings import Finding, finding
-from worldmodel.data.kinematics import franka_hand_pose
 from worldmodel.data.mapping import (
     ANGLE_UNITS,
     LENGTH_UNITS,
@@ -21,6 +20,7 @@ from worldmodel.data.mapping import (
     column,
 )
 from worldmodel.data.rotations import SIZES, angle_between, mean_rotation, to_matrix
+from worldmodel.franka_arm import hand_pose
 
 # A hand that turned less than this cannot tell one convention from another.
 MIN_TURN = np.radians(5)  # median angle to the mean rotation
@@ -166,7 +166,7 @@ def _hand_of_joints(
     joints = column(raw, mapping.joints) * ANGLE_UNITS[mapping.joints_unit]
     if joints.shape[1] != 7 or len(joints) < MIN_ROWS:
         return None
-    return franka_hand_pose(joints)
+    return hand_pose(joints)
 
 
 def _degrees(angle: float) -> str:

@@ -3,7 +3,6 @@
 import numpy as np
 
 from worldmodel.data.checks.findings import Finding, finding
-from worldmodel.data.kinematics import JOINT_LOWER, JOINT_UPPER
 from worldmodel.data.mapping import (
     ANGLE_UNITS,
     LENGTH_UNITS,
@@ -12,6 +11,7 @@ from worldmodel.data.mapping import (
     RawEpisode,
     column,
 )
+from worldmodel.franka_arm import PANDA_JOINT_HIGH, PANDA_JOINT_LOW
 
 # Hands of table-top arms work 0.2 to 1.2 m from their base. Units are a factor of 10 apart, which
 # leaves room for poses whose origin is not quite the base.
@@ -96,9 +96,9 @@ def find_joint_limits(raw: RawEpisode, mapping: ColumnMapping) -> list[Finding]:
     if not mapping.joints or not _is_franka(mapping):
         return []
     joints = column(raw, mapping.joints) * ANGLE_UNITS[mapping.joints_unit]
-    if joints.shape[1] != len(JOINT_LOWER):
+    if joints.shape[1] != len(PANDA_JOINT_LOW):
         return []
-    beyond = np.maximum(JOINT_LOWER - joints, joints - JOINT_UPPER)
+    beyond = np.maximum(PANDA_JOINT_LOW - joints, joints - PANDA_JOINT_HIGH)
     bad = beyond > JOINT_SLACK
     if not bad.any():
         return []
@@ -108,7 +108,7 @@ def find_joint_limits(raw: RawEpisode, mapping: ColumnMapping) -> list[Finding]:
         finding(
             "joint_limits",
             f"joint {worst + 1} is {beyond.max():.2f} rad beyond the limits of a Franka "
-            f"({JOINT_LOWER[worst]:.2f} to {JOINT_UPPER[worst]:.2f}); "
+            f"({PANDA_JOINT_LOW[worst]:.2f} to {PANDA_JOINT_HIGH[worst]:.2f}); "
             f"{_rows(bad.any(axis=1).sum())}, first row {step}",
             step=step,
         )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.data.kinematics import franka_hand_pose
 from worldmodel.data.video_frames import write_video
+from worldmodel.franka_arm import hand_pose
 from worldmodel.pose import matrix_to_euler
 
 HOME = np.array([0.0, -0.6, 0.0, -2.2, 0.0, 1.7, 0.8])  # rad
@@ -40,7 +40,7 @@ def make_run(folder: Path, rng: np.random.Generator) -> None:
 
     times = np.arange(0, SECONDS, 1 / LOG_HZ)
     joints = joints_at(times, *waves)
-    position, rotation = franka_hand_pose(joints)
+    position, rotation = hand_pose(joints)
     width = 0.08 * (0.5 + 0.5 * np.cos(2 * np.pi * times / SECONDS))
     # Angles about turning axes x, y, z: those of the inverse about fixed axes, negated.
     angles = -matrix_to_euler(np.swapaxes(rotation, -1, -2))
@@ -57,7 +57,7 @@ def make_run(folder: Path, rng: np.random.Generator) -> None:
     # The camera starts later, stops earlier and does not tick evenly.
     taken = np.arange(0.1, SECONDS - 0.1, 1 / CAMERA_HZ)
     taken = taken + rng.uniform(-0.1, 0.1, len(taken)) / CAMERA_HZ
-    hand = franka_hand_pose(joints_at(taken, *waves))[0]
+    hand = hand_pose(joints_at(taken, *waves))[0]
     write_video(folder / "front.mp4", np.stack([picture(p) for p in hand]), hz=30)
     save(folder / "front_times.csv", ["t_ms"], 1000 * (start + taken)[:, None])
 

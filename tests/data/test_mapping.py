@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldmodel.data.episode import find_problems
-from worldmodel.data.kinematics import JOINT_LOWER, JOINT_UPPER, franka_hand_pose
 from worldmodel.data.mapping import (
     MAX_GAP_S,
     ColumnMapping,
@@ -26,6 +25,7 @@ from worldmodel.data.rotations import (
     to_quat_xyzw,
     to_rotvec,
 )
+from worldmodel.franka_arm import PANDA_JOINT_HIGH, PANDA_JOINT_LOW, hand_pose
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, euler_to_matrix, matrix_to_euler
 
 ROWS = 12
@@ -174,12 +174,12 @@ def test_a_hand_without_a_gripper_is_open():
 
 
 def test_poses_can_come_from_the_joints():
-    joints = RNG.uniform(JOINT_LOWER, JOINT_UPPER, (ROWS, 7))
+    joints = RNG.uniform(PANDA_JOINT_LOW, PANDA_JOINT_HIGH, (ROWS, 7))
     mapping = simple(
         position=None, rotation=None, joints="q", joints_unit="deg", pose_from_joints="franka"
     )
     episode = to_episode(raw_episode(q=np.degrees(joints)), mapping, source="x")
-    position, matrix = franka_hand_pose(joints)
+    position, matrix = hand_pose(joints)
     assert_poses(episode.proprio, position, matrix)
     np.testing.assert_allclose(episode.joints, joints, atol=1e-6)
 

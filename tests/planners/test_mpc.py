@@ -614,3 +614,99 @@ def test_the_gate_is_asked_about_the_measured_step_of_each_arm(toy):
     np.testing.assert_allclose(step["action"], [move(x=0.01), move(y=0.02)], atol=1e-6)
     torch.testing.assert_close(step["before"], toy.mixed.latents_of(step["proprio"]))
     torch.testing.assert_close(step["after"], toy.mixed.latents_of(torch.tensor(np.stack(ends))))
+
+
+# --- Actions under way, and decisions made again -------------------------------------------------
+
+
+def test_a_plan_begins_where_the_committed_actions_lead(toy):
+    """What is imagined is what the camera would show there, and no step of the plan repeats it."""
+    start = toy.start[0].numpy()
+    under_way = np.stack([move(x=0.05), move(x=0.02, y=-0.03)])
+    there = start
+    for action in under_way:
+        there = integrate(there, np.float32(action))
+    goal = integrate(there, np.float32(move(x=-0.04, y=0.06)))
+    planner = Script([move()])
+    mpc = controller(toy.mixed, planner)
+    mpc.set_goal(toy.image_of(goal))
+    mpc.act(toy.image_of(start)[None], start[None], committed=[under_way])
+    (call,) = planner.calls
+    observation = call["observation"]
+    torch.testing.assert_close(observation.proprio[0, -1], torch.from_numpy(there))
+    expected = toy.mixed.latents_of(torch.from_numpy(there))[None, None]
+    torch.testing.assert_close(observation.latents, expected)
+    assert observation.past_actions.shape == (1, 0, 7)
+    found = controller(toy.separable, cem())
+    found.set_goal(toy.image_of(goal))
+    (decision,) = found.act(toy.image_of(start)[None], start[None], committed=[under_way])
+    assert np.allclose(decision.action[:2], [-0.04, 0.06], atol=0.01)
+    assert decision.energy_now > 2 * decision.predicted_energy  # of the picture as it is
+
+
+def test_arms_have_actions_of_their_own_under_way(toy):
+    starts = np.repeat(toy.start.numpy(), 3, axis=0)
+    committed = [np.zeros((0, 7)), np.array([move(x=0.05)]), np.array([move(y=0.05)])]
+    planner = Script([move()])
+    mpc = controller(toy.mixed, planner, num_arms=3)
+    images = np.stack([toy.image_of(start) for start in starts])
+    mpc.set_goals([[GoalImage(image)] for image in images])
+    mpc.act(images, starts, committed=committed)
+    assert [len(call["goal"]) for call in planner.calls] == [1, 2]  # none, and one each
+    moved = planner.calls[1]["observation"].proprio[:, -1, :2].numpy() - starts[0, :2]
+    assert np.allclose(moved, [[0.05, 0], [0, 0.05]], atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 6)), np.full((1, 7), np.nan)])
+def test_committed_actions_that_make_no_sense_are_refused(toy, bad, without_shape_checks):
+    mpc = controller(toy.mixed, Script([move()]))
+    image = toy.image_of(toy.start[0])
+    mpc.set_goal(image)
+    with pytest.raises(ValueError, match="committed"):
+        mpc.act(image[None], toy.start.numpy(), committed=[bad])
+    with pytest.raises(ValueError, match=r"committed must be one per arm \(1\), got 2"):
+        mpc.act(image[None], toy.start.numpy(), committed=[np.zeros((0, 7))] * 2)
+
+
+@pytest.mark.parametrize("num_context, horizon", [(1, 1), (2, 2)])
+def test_any_decision_can_be_made_again_to_the_last_bit(toy, num_context, horizon):
+    start = toy.start[0].numpy()
+    goal = integrate(start, np.float32([0.2, -0.1, 0.1, 0.0, 0.0, 0.1, 0.2]))
+    settings = {"num_context": num_context, "plan_bounds": FAR}
+    mpc = controller(toy.mixed, cem(horizon=horizon, num_iterations=3), **settings)
+    mpc.set_goal(toy.image_of(goal))
+    pose, seen, decisions = start, [], []
+    for step in range(5):
+        committed = np.array([move(x=0.01)] * (step % 2)).reshape(-1, 7)
+        (decision,) = mpc.act(toy.image_of(pose)[None], pose[None], committed=[committed])
+        seen.append((pose, committed))
+        decisions.append(decision)
+        pose = integrate(pose, decision.action)
+    other = controller(toy.mixed, cem(horizon=horizon, num_iterations=3), seed=99, **settings)
+    other.set_goal(toy.image_of(goal))
+    for step in (3, 0, 4):  # in any order
+        poses = np.stack([p for p, _ in seen[max(0, step - num_context + 1) : step + 1]])
+        images = np.stack([toy.image_of(p) for p in poses])
+        observation, there = other.problem(images, poses, committed=seen[step][1])
+        begun = decisions[step].start
+        warm = begun.warm_start
+        assert (warm is None) == (step == 0)
+        generator = torch.Generator()
+        generator.set_state(torch.from_numpy(begun.generator_state.copy()))
+        again = other.planner.plan(
+            toy.mixed,
+            observation,
+            there,
+            bounds=other.plan_bounds,
+            warm_start=None if warm is None else torch.from_numpy(warm)[None],
+            generator=[generator],
+        )
+        assert torch.equal(again.actions, decisions[step].plan.actions)
+
+
+def test_the_problem_is_that_of_one_arm_with_a_goal(toy):
+    image, pose = toy.image_of(toy.start[0])[None], toy.start.numpy()
+    with pytest.raises(ValueError, match="one arm with a goal"):
+        controller(toy.mixed, Script([move()])).problem(image, pose)
+    with pytest.raises(ValueError, match="one arm with a goal"):
+        controller(toy.mixed, Script([move()]), num_arms=2).problem(image, pose)

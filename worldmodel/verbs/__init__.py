@@ -6,12 +6,23 @@ Every verb first prints where it writes, and last the number that matters.
     training    encode, pretrain, train        models      published models
     planning    plan, landscape, evaluate, demo
     surprise    surprise                       experiments benchmark, sweep, recipe
+    serving     serve                          driving     drive
+    replaying   replay
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worldmodel.verbs import experiments, models, planning, recordings, training
+from worldmodel.verbs import (
+    driving,
+    experiments,
+    models,
+    planning,
+    recordings,
+    replaying,
+    serving,
+    training,
+)
 from worldmodel.verbs import surprise as surprises
 from worldmodel.verbs.shared import Call, UserError
 
@@ -37,6 +48,9 @@ RUNNERS: dict[str, Callable[..., int]] = {
     "benchmark": experiments.benchmark,
     "sweep": experiments.sweep,
     "recipe": experiments.recipe,
+    "serve": serving.serve,
+    "drive": driving.drive,
+    "replay": replaying.replay,
 }
 """``runner(config, call=...) -> exit status`` of each verb."""
 

@@ -9,10 +9,10 @@ import pytest
 from worldmodel.data.episode import find_problems
 from worldmodel.data.formats.folder import Reader, natural, read_table
 from worldmodel.data.frames import FrameReadError
-from worldmodel.data.kinematics import franka_hand_pose
 from worldmodel.data.mapping import mapping_from
 from worldmodel.data.rotations import angle_between
 from worldmodel.data.source import open_source
+from worldmodel.franka_arm import hand_pose
 from worldmodel.pose import euler_to_matrix
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "own_logs"
@@ -253,7 +253,7 @@ def test_the_example_reads_to_the_end(tmp_path):
         assert find_problems(episode) == []
         assert episode.frames["exterior"][:].shape == (episode.steps + 1, 120, 160, 3)
         assert 1 / np.median(np.diff(episode.timestamps)) == pytest.approx(15, abs=0.5)
-        position, rotation = franka_hand_pose(episode.joints.astype(np.float64))
+        position, rotation = hand_pose(episode.joints.astype(np.float64))
         np.testing.assert_allclose(episode.proprio[:, :3], position, atol=1e-3)
         euler = episode.proprio[:, 3:6].astype(np.float64)
         assert angle_between(euler_to_matrix(euler), rotation).max() < 1e-3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.data.kinematics import franka_hand_pose
+from worldmodel.franka_arm import hand_pose
 from worldmodel.pose import matrix_to_euler
 
 CAMERAS = ("exterior", "wrist")
@@ -72,7 +72,7 @@ def make_truth(
         for _ in range(2)
     ]
     joints = HOME + sum(waves)
-    position, rotation = franka_hand_pose(joints)
+    position, rotation = hand_pose(joints)
     # Starts open, closes once, opens again near the end.
     closing = np.clip((seconds / seconds[-1] - 0.3) * 5, 0, 1)
     opening = np.clip((seconds / seconds[-1] - 0.75) * 8, 0, 1)

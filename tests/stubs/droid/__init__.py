@@ -1,0 +1,1 @@
+"""Stands in for DROID's package, so that robot-side scripts written for it run without a robot."""

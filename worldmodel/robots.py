@@ -1,0 +1,167 @@
+"""Robots by their settings (`configs/robot/`): an adapter in its envelope, or a remote one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldmodel.envs.robots.interface import CameraInfo
+from worldmodel.envs.robots.limits import Envelope, first_run
+from worldmodel.envs.robots.safety import SafeRobot
+from worldmodel.names import unknown
+
+if TYPE_CHECKING:
+    from worldmodel.envs.robots.camera_sources import CameraSource
+    from worldmodel.envs.robots.client import RemoteRobot
+
+LIMITS: Mapping[str, Callable[..., Envelope]] = {"default": Envelope, "first_run": first_run}
+
+
+def open_robot(settings: Mapping[str, Any]) -> "SafeRobot | RemoteRobot":
+    """Returns a robot that keeps within its `envelope`; it is not connected yet.
+
+    Args:
+        settings: those of one file of `configs/robot/`; a remote robot is asked what it is.
+
+    Raises:
+        ValueError, TypeError: a setting is missing, unknown, or beyond what the arm can do.
+        NotConnectedError: a remote robot does not answer.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    if isinstance(settings, DictConfig):
+        missing = OmegaConf.missing_keys(settings)
+        if missing:
+            needed = ", ".join(f"{key}=..." for key in sorted(missing))
+            raise ValueError(f"robot={settings.name} needs {needed}")
+        container: Any = OmegaConf.to_container(settings, resolve=True)
+        settings = container
+    others = {key: value for key, value in settings.items() if key != "name"}
+    if settings["name"] not in ADAPTERS:
+        raise ValueError(unknown("robot", settings["name"], ADAPTERS))
+    return ADAPTERS[settings["name"]](**others)
+
+
+def make_envelope(
+    workspace: Sequence[Sequence[float]], *, limits: str, changes: Mapping[str, Any] | None
+) -> Envelope:
+    """Returns what an arm is allowed.
+
+    Args:
+        workspace: two corners of the box that the tool must not leave [m].
+        limits: a key of `LIMITS`.
+        changes: single fields of `Envelope` that differ from those limits; None where none do.
+
+    Raises:
+        ValueError: a name is unknown, or a value is out of range.
+    """
+    if limits not in LIMITS:
+        raise ValueError(unknown("limits", limits, LIMITS))
+    if len(workspace) != 2:
+        raise ValueError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
+    changes, known = changes or {}, [field.name for field in fields(Envelope)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(unknown("limit", name, known))
+    low, high = (tuple(map(float, corner)) for corner in workspace)
+    return replace(LIMITS[limits](workspace_low=low, workspace_high=high), **changes)
+
+
+def _mujoco(
+    *,
+    workspace: Sequence[Sequence[float]],
+    limits: str,
+    envelope: Mapping[str, Any] | None,
+    cameras: Sequence[str],
+    image_size: int,
+    fps: float,
+    backend: Any,
+    realtime: bool,
+    control_hz: float,
+    tick_hz: float,
+) -> SafeRobot:
+    from worldmodel.envs.control import Arm
+    from worldmodel.envs.franka import build_model
+    from worldmodel.envs.robots.mujoco import MujocoRobot
+
+    inner = MujocoRobot(
+        Arm(build_model()),
+        cameras={name: CameraInfo(image_size, image_size, fps) for name in cameras},
+        realtime=realtime,
+        control_hz=control_hz,
+        backend=backend,
+    )
+    allowed = make_envelope(workspace, limits=limits, changes=envelope)
+    return SafeRobot(inner, allowed, clock=inner.now, tick_hz=tick_hz if realtime else None)
+
+
+def _franky(
+    *,
+    host: str,
+    arm: str,
+    simulated: bool,
+    workspace: Sequence[Sequence[float]],
+    limits: str,
+    envelope: Mapping[str, Any] | None,
+    cameras: Mapping[str, Mapping[str, Any]] | None,
+    has_hand: bool,
+    require_realtime: bool,
+    control_hz: float,
+    tick_hz: float,
+) -> SafeRobot:
+    from worldmodel.envs.robots.franky import FrankyRobot
+
+    allowed = make_envelope(workspace, limits=limits, changes=envelope)
+    inner = FrankyRobot(
+        host=host,
+        arm=arm,
+        simulated=simulated,
+        cameras={name: _camera(name, **settings) for name, settings in (cameras or {}).items()},
+        envelope=allowed,
+        has_hand=has_hand,
+        control_hz=control_hz,
+        require_realtime=require_realtime,
+    )
+    return SafeRobot(inner, allowed, tick_hz=tick_hz)
+
+
+def _camera(name: str, **settings: Any) -> "CameraSource":
+    from worldmodel.envs.robots.camera_sources import (
+        CameraSource,
+        network_camera,
+        usb_camera,
+        video_file,
+    )
+
+    source = settings.pop("from", None)
+    info = CameraInfo(**settings)
+    if isinstance(source, int):
+        stream = usb_camera(source, info)
+    elif isinstance(source, str) and "://" in source:
+        stream = network_camera(source)
+    elif isinstance(source, str) and Path(source).is_file():
+        stream = video_file(Path(source), info, loop=True)
+    else:
+        raise ValueError(
+            f"camera {name} must come from the number of a USB camera, an address such as "
+            f"rtsp://..., or a video file that exists, got {source!r}"
+        )
+    return CameraSource(name, info, open_stream=stream)
+
+
+def _remote(
+    *, url: str, token_file: str | None, certificate: str | None, timeout_s: float
+) -> "RemoteRobot":
+    from worldmodel.envs.robots.access import pinned_tls, read_token
+    from worldmodel.envs.robots.client import find_robot
+
+    tls = None if certificate is None else pinned_tls(certificate)
+    return find_robot(url, token=read_token(token_file), tls=tls, timeout_s=timeout_s)
+
+
+ADAPTERS: Mapping[str, Callable[..., Any]] = {
+    "mujoco": _mujoco,
+    "franky": _franky,
+    "remote": _remote,
+}
+"""What opens a robot, by its name in the settings."""

@@ -1,0 +1,1 @@
+"""The planner as a server: robot-side scripts of others ask it for actions."""
