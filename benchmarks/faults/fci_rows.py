@@ -30,7 +30,7 @@ SIMULATOR = ROOT / "tests" / "envs" / "robots" / "franky_simulator.py"
 BOX = Envelope(
     workspace_low=(0.2, -0.4, 0.1),
     workspace_high=(0.8, 0.4, 0.8),
-    state_max_age_s=0.2,  # the simulator runs slower than an arm
+    state_max_age_s=0.5,  # the simulator runs slower than an arm
     tick_timeout_s=0.2,
 )
 HERE = (FCI,)
@@ -80,12 +80,12 @@ class FciSide:
         self.inner = FrankyRobot(
             host=HOST, arm="fr3", simulated=True, cameras={}, envelope=BOX, require_realtime=False
         )
-        self.safe = WatchedRobot(self.inner, BOX, tick_hz=100)
+        self.safe = WatchedRobot(self.inner, BOX, arm_now=self.now, tick_hz=100)
         self.recorder = FlightRecorder(
             folder, settings={}, robot=self.safe.info, clock=self.safe.now, min_free_bytes=1
         )
         self.robot = RecordedRobot(self.safe, self.recorder)
-        self._path: list[tuple[float, np.ndarray]] = []
+        self.path: list[tuple[float, np.ndarray]] = []
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -102,12 +102,12 @@ class FciSide:
         self.recorder.close()
 
     def now(self) -> float:
-        """Returns the clock [s]."""
-        return self.safe.now()
+        """Returns the arm's own clock [s], which is slow where the simulator is."""
+        return self.inner._robot_ms / 1000
 
     def report(self, *, since: float) -> dict[str, Any]:
         """Returns what the arm did since a time."""
-        known = list(self._path)
+        known = list(self.path)[-20_000:]
         times = np.array([at for at, _ in known])
         path = np.array([position for _, position in known])
         return report(self.safe, times, path, since=since)
@@ -118,7 +118,8 @@ class FciSide:
                 seen = self.inner.observe(max_age_s=60.0)
             except RobotError:
                 continue
-            self._path.append((seen.state_at, seen.tcp_pos_base))
+            if not self.path or self.now() > self.path[-1][0]:
+                self.path.append((self.now(), seen.tcp_pos_base))
 
 
 class FciRig:
@@ -139,12 +140,15 @@ class FciRig:
         return getattr(self._side, call)(**given)
 
     def run(self, seconds: float, *, drive: bool = True) -> None:
-        """See `Rig`."""
+        """See `Rig`. On both clocks: commands expire on ours, the arm moves on its own."""
         if not self._side._thread.is_alive():
             self._side.begin()
             time.sleep(0.1)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        ends, until = time.monotonic() + seconds, self._side.now() + seconds
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends or self._side.now() < until:
+            if time.monotonic() > deadline:
+                raise RuntimeError("franky-sim stands still")
             if drive:
                 self.planner.step()
             time.sleep(0.005)
@@ -168,8 +172,10 @@ def reflex(rig: FciRig) -> Verdict:
     checks["commands refused"] = rig.planner.counters["refused:fault"] > 0
     rig.robot.recover(operator="fault table")
     rig.robot.arm(operator="fault table")
+    since = rig.side("now")
     checks["moves after an operator's recovery"] = goes_on_after(rig)
-    return Verdict(says(found), checks, found["reaction_s"], found["travel_m"])
+    text = f"{says(found)}; after recovery {says(rig.side('report', since=since))}"
+    return Verdict(text, checks, found["reaction_s"], found["travel_m"])
 
 
 def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
@@ -227,17 +233,14 @@ def drive() -> None:
     side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")))
     side.robot.connect(timeout_s=PATIENCE_S)
     side.robot.arm(operator="driver process")
-    planner, last = ScriptedPlanner(side.robot), None
+    planner, at, position = ScriptedPlanner(side.robot), 0.0, np.zeros(3)
     while os.getppid() != 1:
         planner.step()
         seen = side.inner.observe(max_age_s=60.0)
-        if last is None or seen.state_at - last.state_at > 0.05:
-            speed = 0.0
-            if last is not None:
-                way = np.linalg.norm(seen.tcp_pos_base - last.tcp_pos_base)
-                speed = float(way / (seen.state_at - last.state_at))
-            last = seen
-            print(*seen.tcp_pos_base, speed, flush=True)
+        if side.now() - at > 0.05:
+            speed = np.linalg.norm(seen.tcp_pos_base - position) / (side.now() - at)
+            at, position = side.now(), seen.tcp_pos_base
+            print(*position, speed, flush=True)
         time.sleep(0.005)
 
 
