@@ -25,7 +25,7 @@ from .robot_side import WatchedRobot, report
 from .rows import REARM, SETTLE_S, error_at_connect, goes_on_after, says
 from .verdict import BRAKE_M, Row, Verdict, stopped
 
-HOST = "127.77.88.99"  # loopback; another program may have 127.0.0.1
+HOST = f"127.78.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250 + 1}"  # loopback, ours alone
 SIMULATOR = ROOT / "tests" / "envs" / "robots" / "franky_simulator.py"
 BOX = Envelope(
     workspace_low=(0.2, -0.4, 0.1),
@@ -74,11 +74,11 @@ class Simulator:
 class FciSide:
     """The driver in its envelope, and what the simulator says that the arm did."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, host: str):
         from worldmodel.envs.robots.franky import FrankyRobot
 
         self.inner = FrankyRobot(
-            host=HOST, arm="fr3", simulated=True, cameras={}, envelope=BOX, require_realtime=False
+            host=host, arm="fr3", simulated=True, cameras={}, envelope=BOX, require_realtime=False
         )
         self.safe = WatchedRobot(self.inner, BOX, arm_now=self.now, tick_hz=100)
         self.recorder = FlightRecorder(
@@ -128,7 +128,7 @@ class FciRig:
     def __init__(self, options: Mapping[str, Any]):
         self.simulator = Simulator()
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
-        self._side = FciSide(self.folder)
+        self._side = FciSide(self.folder, host=HOST)
         self.robot = self._side.robot
         self.planner = ScriptedPlanner(self.robot)
         if "order" in options:
@@ -182,7 +182,7 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     """The driver's process dies, or stands still, in full motion."""
     rig.robot.close()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults.fci_rows"],
+        [sys.executable, "-m", "benchmarks.faults.fci_rows", HOST],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -213,8 +213,8 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     }
     if number == signal.SIGSTOP:
         text = (
-            "the simulator went on with the last velocity until the process was killed after 2 s; "
-            "a physical arm stops after 20 lost packets, 20 ms"
+            f"{1000 * travel:.0f} mm in the 2 s until the process was killed: the simulator goes on "
+            "with the last velocity; a physical arm stops after 20 lost packets, 20 ms"
         )
         return Verdict(text, {}, None, travel, shown=False)
     return Verdict("at rest; idle after connecting again", checks, None, travel)
@@ -230,7 +230,7 @@ def _stopped(rig: FciRig) -> Verdict:
 
 def drive() -> None:
     """Drives the simulated Franka until stopped from outside, and prints where it is."""
-    side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")))
+    side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")), host=sys.argv[1])
     side.robot.connect(timeout_s=PATIENCE_S)
     side.robot.arm(operator="driver process")
     planner, at, position = ScriptedPlanner(side.robot), 0.0, np.zeros(3)

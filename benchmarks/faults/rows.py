@@ -187,7 +187,7 @@ def far_too_fast(rig: Rig) -> Verdict:
     rig.run(LIFE_S + SETTLE_S, drive=False)
     found = rig.side("report", since=since)
     text = f"clamped ({', '.join(ack.clamped)}), {1000 * found['outside_m']:+.1f} mm from the wall"
-    return Verdict(text, inside(found) | {"accepted": ack.accepted})
+    return Verdict(text, inside(found) | {"clamped": "velocity" in ack.clamped})
 
 
 def error_at_connect(rig: Rig) -> Verdict:
