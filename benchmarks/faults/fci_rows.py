@@ -213,8 +213,8 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     }
     if number == signal.SIGSTOP:
         text = (
-            f"{1000 * travel:.0f} mm in the 2 s until the process was killed: the simulator goes on "
-            "with the last velocity; a physical arm stops after 20 lost packets, 20 ms"
+            f"{1000 * travel:.0f} mm in the 2 s until the process was killed: the simulator goes "
+            "on with the last velocity; a physical arm stops after 20 lost packets, 20 ms"
         )
         return Verdict(text, {}, None, travel, shown=False)
     return Verdict("at rest; idle after connecting again", checks, None, travel)
