@@ -199,8 +199,7 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
         time.sleep(2.0)
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
     rig.robot.connect(timeout_s=PATIENCE_S)
     first = rig.robot.observe(max_age_s=60.0)
     time.sleep(1.0)

@@ -175,8 +175,9 @@ def server_killed(rig: TwoProcesses) -> Verdict:
             lost_after = time.monotonic() - began
     port, old = rig.pc.port, rig.pc
     rig.pc = RobotPC({}, port=port)
-    old.process.stdin.close()
-    old.process.stdout.close()
+    for pipe in (old.process.stdin, old.process.stdout):
+        assert pipe is not None
+        pipe.close()
     deadline = time.monotonic() + PATIENCE_S
     while not answers(rig) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -232,7 +233,10 @@ def malformed() -> list[bytes | str]:
         bytes(200_000),
         b"\x91" * 3000 + b"\x80",
         b"\xdd\xff\xff\xff\xff",
-        *(msgpack.packb(request | {"given": {"max_age_s": array | bad}}) for bad in arrays),
+        *(
+            bytes(msgpack.packb(request | {"given": {"max_age_s": array | bad}}) or b"")
+            for bad in arrays
+        ),
         pack(request | {"id": "one"}),
         pack(request | {"ask": "command"}),
         pack(request | {"given": []}),

@@ -180,14 +180,17 @@ def far_too_fast(rig: Rig) -> Verdict:
     """Commands of 10 m/s towards a wall of the box, for as long as they are taken."""
     since = cruise(rig)
     fast = np.array([0.0, 10.0, 0.0, 0.0, 0.0, 0.0])
+    clamped: set[str] = set()
     for _ in range(40):
         rig.run(0.1, drive=False)
         rig.planner.seen = rig.robot.observe(max_age_s=1.0)
-        ack = rig.planner.send(values=fast)
+        clamped |= set(rig.planner.send(values=fast).clamped)
     rig.run(LIFE_S + SETTLE_S, drive=False)
     found = rig.side("report", since=since)
-    text = f"clamped ({', '.join(ack.clamped)}), {1000 * found['outside_m']:+.1f} mm from the wall"
-    return Verdict(text, inside(found) | {"clamped": "velocity" in ack.clamped})
+    text = (
+        f"clamped ({', '.join(sorted(clamped))}), {1000 * found['outside_m']:+.1f} mm from the wall"
+    )
+    return Verdict(text, inside(found) | {"clamped": "velocity" in clamped})
 
 
 def error_at_connect(rig: Rig) -> Verdict:
