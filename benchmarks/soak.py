@@ -117,8 +117,7 @@ class Soak:
             "outside_m": -np.inf,
             "top_speed": 0.0,
             "rearmed": 0,
-            "robot_mib": [],
-            "planner_mib": [],
+            "memory": [],  # time [s], of the robot's process and of the planner's [MiB]
         }
         self._counted: Counter[str] = Counter()
         self._looked_at = rig.side("now")
@@ -180,8 +179,8 @@ class Soak:
         self.content["outside_m"] = max(self.content["outside_m"], outside)
         self.content["top_speed"] = max(self.content["top_speed"], fast)
         self.content["violations"] += outside > 0.003 or fast > 1.1 * ENVELOPE.velocity
-        self.content["robot_mib"].append(round(found["rss_mib"], 1))
-        self.content["planner_mib"].append(round(_memory_mib(), 1))
+        memory = (found["now"], found["rss_mib"], _memory_mib())
+        self.content["memory"].append([round(value, 1) for value in memory])
         print(
             f"{found['now']:8.1f} s simulated, {self._planner.reached} reached, "
             f"{sum(self._counted.values())} faults, {self.content['violations']} violations, "

@@ -16,6 +16,7 @@ from worldmodel.tables import markdown_table
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "safety.md"
 RESULTS = ROOT / "benchmarks" / "results"
+LOG_S = 60.0  # that the simulated arm remembers
 NOTHING = "Not measured yet.\n"
 HEADER = ["fault", "against", "required", "happened", "", "reaction [ms]", "extra travel [mm]"]
 PASSED = {True: "pass", False: "**FAIL**", None: "not shown"}
@@ -102,15 +103,18 @@ def soak_text(soak: Mapping[str, Any]) -> str:
         ["connections opened again", soak["reconnects"]],
         ["nearest to a wall, outside is positive", f"{1000 * soak['outside_m']:.1f} mm"],
         ["fastest", f"{soak['top_speed']:.3f} m/s"],
-        ["memory of the robot's process, first and last", _memory(soak["robot_mib"])],
-        ["memory of the planner's process, first and last", _memory(soak["planner_mib"])],
+        ["most memory of the robot's process", _memory(soak["memory"], 1)],
+        ["most memory of the planner's process", _memory(soak["memory"], 2)],
     ]
     kinds = ", ".join(f"{count} {kind}" for kind, count in soak["faults"].items())
     return f"{markdown_table(['', ''], rows)}\nFaults: {kinds}.\n\n{provenance(soak)}\n"
 
 
-def _memory(samples: list[float]) -> str:
-    return f"{samples[0]:.0f} and {samples[-1]:.0f} MiB"
+def _memory(samples: list[list[float]], column: int) -> str:
+    """Returns how much it was when the arm's log of a minute was full, and at the end."""
+    full = next((sample for sample in samples if sample[0] > LOG_S), samples[-1])
+    last = samples[-1]
+    return f"{full[column]:.0f} MiB after {full[0]:.0f} s, {last[column]:.0f} after {last[0]:.0f} s"
 
 
 def fill(page: str, texts: Mapping[str, str]) -> str:

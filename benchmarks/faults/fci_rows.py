@@ -25,12 +25,12 @@ from .robot_side import WatchedRobot, report
 from .rows import REARM, SETTLE_S, error_at_connect, goes_on_after, says
 from .verdict import BRAKE_M, Row, Verdict, stopped
 
-HOST = "127.77.88.99"  # loopback; another program may have 127.0.0.1
+HOST = f"127.78.{os.getpid() // 250 % 250 + 1}.{os.getpid() % 250 + 1}"  # loopback, ours alone
 SIMULATOR = ROOT / "tests" / "envs" / "robots" / "franky_simulator.py"
 BOX = Envelope(
     workspace_low=(0.2, -0.4, 0.1),
     workspace_high=(0.8, 0.4, 0.8),
-    state_max_age_s=0.2,  # the simulator runs slower than an arm
+    state_max_age_s=0.5,  # the simulator runs slower than an arm
     tick_timeout_s=0.2,
 )
 HERE = (FCI,)
@@ -74,18 +74,18 @@ class Simulator:
 class FciSide:
     """The driver in its envelope, and what the simulator says that the arm did."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, host: str):
         from worldmodel.envs.robots.franky import FrankyRobot
 
         self.inner = FrankyRobot(
-            host=HOST, arm="fr3", simulated=True, cameras={}, envelope=BOX, require_realtime=False
+            host=host, arm="fr3", simulated=True, cameras={}, envelope=BOX, require_realtime=False
         )
-        self.safe = WatchedRobot(self.inner, BOX, tick_hz=100)
+        self.safe = WatchedRobot(self.inner, BOX, arm_now=self.now, tick_hz=100)
         self.recorder = FlightRecorder(
             folder, settings={}, robot=self.safe.info, clock=self.safe.now, min_free_bytes=1
         )
         self.robot = RecordedRobot(self.safe, self.recorder)
-        self._path: list[tuple[float, np.ndarray]] = []
+        self.path: list[tuple[float, np.ndarray]] = []
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -102,12 +102,12 @@ class FciSide:
         self.recorder.close()
 
     def now(self) -> float:
-        """Returns the clock [s]."""
-        return self.safe.now()
+        """Returns the arm's own clock [s], which is slow where the simulator is."""
+        return self.inner._robot_ms / 1000
 
     def report(self, *, since: float) -> dict[str, Any]:
         """Returns what the arm did since a time."""
-        known = list(self._path)
+        known = list(self.path)[-20_000:]
         times = np.array([at for at, _ in known])
         path = np.array([position for _, position in known])
         return report(self.safe, times, path, since=since)
@@ -118,7 +118,8 @@ class FciSide:
                 seen = self.inner.observe(max_age_s=60.0)
             except RobotError:
                 continue
-            self._path.append((seen.state_at, seen.tcp_pos_base))
+            if not self.path or self.now() > self.path[-1][0]:
+                self.path.append((self.now(), seen.tcp_pos_base))
 
 
 class FciRig:
@@ -127,7 +128,7 @@ class FciRig:
     def __init__(self, options: Mapping[str, Any]):
         self.simulator = Simulator()
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
-        self._side = FciSide(self.folder)
+        self._side = FciSide(self.folder, host=HOST)
         self.robot = self._side.robot
         self.planner = ScriptedPlanner(self.robot)
         if "order" in options:
@@ -139,12 +140,15 @@ class FciRig:
         return getattr(self._side, call)(**given)
 
     def run(self, seconds: float, *, drive: bool = True) -> None:
-        """See `Rig`."""
+        """See `Rig`. On both clocks: commands expire on ours, the arm moves on its own."""
         if not self._side._thread.is_alive():
             self._side.begin()
             time.sleep(0.1)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        ends, until = time.monotonic() + seconds, self._side.now() + seconds
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends or self._side.now() < until:
+            if time.monotonic() > deadline:
+                raise RuntimeError("franky-sim stands still")
             if drive:
                 self.planner.step()
             time.sleep(0.005)
@@ -168,15 +172,17 @@ def reflex(rig: FciRig) -> Verdict:
     checks["commands refused"] = rig.planner.counters["refused:fault"] > 0
     rig.robot.recover(operator="fault table")
     rig.robot.arm(operator="fault table")
+    since = rig.side("now")
     checks["moves after an operator's recovery"] = goes_on_after(rig)
-    return Verdict(says(found), checks, found["reaction_s"], found["travel_m"])
+    text = f"{says(found)}; after recovery {says(rig.side('report', since=since))}"
+    return Verdict(text, checks, found["reaction_s"], found["travel_m"])
 
 
 def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     """The driver's process dies, or stands still, in full motion."""
     rig.robot.close()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults.fci_rows"],
+        [sys.executable, "-m", "benchmarks.faults.fci_rows", HOST],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -193,8 +199,7 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
         time.sleep(2.0)
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
     rig.robot.connect(timeout_s=PATIENCE_S)
     first = rig.robot.observe(max_age_s=60.0)
     time.sleep(1.0)
@@ -207,8 +212,8 @@ def driver_signalled(rig: FciRig, *, number: signal.Signals) -> Verdict:
     }
     if number == signal.SIGSTOP:
         text = (
-            "the simulator went on with the last velocity until the process was killed after 2 s; "
-            "a physical arm stops after 20 lost packets, 20 ms"
+            f"{1000 * travel:.0f} mm in the 2 s until the process was killed: the simulator goes "
+            "on with the last velocity; a physical arm stops after 20 lost packets, 20 ms"
         )
         return Verdict(text, {}, None, travel, shown=False)
     return Verdict("at rest; idle after connecting again", checks, None, travel)
@@ -224,20 +229,17 @@ def _stopped(rig: FciRig) -> Verdict:
 
 def drive() -> None:
     """Drives the simulated Franka until stopped from outside, and prints where it is."""
-    side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")))
+    side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")), host=sys.argv[1])
     side.robot.connect(timeout_s=PATIENCE_S)
     side.robot.arm(operator="driver process")
-    planner, last = ScriptedPlanner(side.robot), None
+    planner, at, position = ScriptedPlanner(side.robot), 0.0, np.zeros(3)
     while os.getppid() != 1:
         planner.step()
         seen = side.inner.observe(max_age_s=60.0)
-        if last is None or seen.state_at - last.state_at > 0.05:
-            speed = 0.0
-            if last is not None:
-                way = np.linalg.norm(seen.tcp_pos_base - last.tcp_pos_base)
-                speed = float(way / (seen.state_at - last.state_at))
-            last = seen
-            print(*seen.tcp_pos_base, speed, flush=True)
+        if side.now() - at > 0.05:
+            speed = np.linalg.norm(seen.tcp_pos_base - position) / (side.now() - at)
+            at, position = side.now(), seen.tcp_pos_base
+            print(*position, speed, flush=True)
         time.sleep(0.005)
 
 

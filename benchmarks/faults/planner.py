@@ -84,7 +84,7 @@ class ScriptedPlanner:
             "obs_seq": self.seen.seq,
             "valid_for_s": LIFE_S,
             "kind": "twist",
-            "values": self.twist(),
+            "values": changes["values"] if "values" in changes else self.twist(),
             "gripper": self.gripper,
         }
         self.seq += 1

@@ -26,15 +26,17 @@ IN_PROCESS, TWO_PROCESSES, FCI = "in process", "two processes", "FCI simulator"
 
 
 class Rig(Protocol):
-    """A planner and an arm.
+    """A planner and an arm."""
 
-    Attributes:
-        robot: What the planner has.
-        planner: Not running by itself: `run` lets it.
-    """
+    @property
+    def robot(self) -> Robot:
+        """What the planner has."""
+        ...
 
-    robot: Robot
-    planner: ScriptedPlanner
+    @property
+    def planner(self) -> ScriptedPlanner:
+        """Not running by itself: `run` lets it."""
+        ...
 
     def side(self, call: str, **given: Any) -> Any:
         """Calls a method of the robot's side."""

@@ -5,7 +5,7 @@ Times are those of the robot's own clock, distances those of the simulated arm i
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ SPAN_S = 0.05  # over which speed is measured
 
 
 class WatchedRobot(SafeRobot):
-    """Remembers when its state changed."""
+    """Remembers when its state changed, on the arm's own clock."""
 
-    def __init__(self, inner: Robot, envelope: Envelope, **settings: Any):
+    def __init__(
+        self, inner: Robot, envelope: Envelope, *, arm_now: Callable[[], float], **settings: Any
+    ):
         super().__init__(inner, envelope, **settings)
+        self._arm_now = arm_now
         self.history: list[tuple[float, str, str | None]] = []
 
     def tick(self) -> None:
@@ -44,7 +47,7 @@ class WatchedRobot(SafeRobot):
         """Remembers the present state, if it is another."""
         found = (str(self.state), self.reason)
         if not self.history or self.history[-1][1:] != found:
-            self.history.append((self.now(), *found))
+            self.history.append((self._arm_now(), *found))
 
 
 def report(
@@ -58,11 +61,12 @@ def report(
         path: (n, 3) of the tool [m].
         since: When the fault began.
     """
+    since = min(since, times[-1])  # a simulator that is behind has not told yet
     after, at = path[times >= since], times[times >= since]
     first = next((t for t, state, _ in safe.history if t >= since and state != "running"), None)
     span = path[times >= times[-1] - SPAN_S]
     steps = np.linalg.norm(np.diff(after, axis=0), axis=1)
-    windows = max(1, round(SPAN_S / np.median(np.diff(at)))) if len(at) > 2 else 1
+    windows = max(1, round(SPAN_S / float(np.diff(at).mean()))) if len(at) > 2 else 1
     moved = np.linalg.norm(after[windows:] - after[:-windows], axis=1)
     spans = at[windows:] - at[:-windows]
     low, high = np.array(ENVELOPE.workspace_low), np.array(ENVELOPE.workspace_high)
@@ -117,6 +121,7 @@ class RobotSide:
         self.safe = WatchedRobot(
             self.arm,
             ENVELOPE,
+            arm_now=self.arm.now,
             clock=lambda: self.arm.now() + skew_s,
             tick_hz=1 / TICK_S if realtime else None,
         )

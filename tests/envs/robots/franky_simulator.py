@@ -51,6 +51,7 @@ class FaultyServer(FrankaRobotServer):
             FaultyServer.mode = modes.get(order)
             motion = self.current_motion_id
             if FaultyServer.mode is not None and motion:
+                assert self._tcp_socket is not None
                 self.stop_motion(send_preemption_signal=False)
                 BaseCommand.send_response(
                     self._tcp_socket, RobotCommand.kMove, motion, MoveStatus.kReflexAborted
@@ -75,7 +76,7 @@ def listen():
 
 def main():
     franky_sim.simulation_server.FrankaRobotServer = FaultyServer
-    AutomaticErrorRecoveryCommand.handle = recover
+    AutomaticErrorRecoveryCommand.handle = recover  # pyright: ignore[reportAttributeAccessIssue]
     threading.Thread(target=listen, daemon=True).start()
     with MujocoSimulator(enable_visualization=False) as simulator:
         simulator.add_robot()

@@ -28,7 +28,7 @@ assert _spec is not None and _spec.loader is not None
 fake_robot = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fake_robot)
 
-TIMEOUT_S = 300.0  # only ever reached by a test that fails
+TIMEOUT_S = 120.0  # only ever reached by a test that fails
 TOKEN = "correct-horse-battery"
 ENVELOPE = Envelope(workspace_low=(0.3, -0.3, 0.05), workspace_high=(0.65, 0.3, 0.6))
 X = np.array([0.1, 0, 0, 0, 0, 0])

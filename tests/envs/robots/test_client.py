@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.sync.server import serve as websocket_server
 
 from worldmodel.envs.robots.access import make_certificate, pinned_tls, tls_context
-from worldmodel.envs.robots.channel import RefusedError
+from worldmodel.envs.robots.channel import Channel, RefusedError
 from worldmodel.envs.robots.client import RemoteRobot, find_robot
+from worldmodel.envs.robots.clock_offset import ClockOffset
 from worldmodel.envs.robots.fault_proxy import FaultProxy
 from worldmodel.envs.robots.interface import (
     Command,
@@ -24,6 +26,14 @@ from worldmodel.envs.robots.interface import (
     RobotState,
     StaleObservationError,
 )
+from worldmodel.envs.robots.protocol import (
+    Greeting,
+    Reply,
+    read_request,
+    write_greeting,
+    write_reply,
+)
+from worldmodel.envs.robots.wire import pack, unpack
 
 _spec = importlib.util.spec_from_file_location("network", Path(__file__).with_name("network.py"))
 assert _spec is not None and _spec.loader is not None
@@ -384,6 +394,27 @@ def test_a_late_answer_never_answers_the_next_question(rig):
             assert ack.seq == seq + 1
             answered.append(ack)
         assert len(answered) >= 3
+
+
+def test_an_answer_to_another_question_is_none(rig):
+    greeting = Greeting(rig.safe.info, rig.safe.envelope, None, -1)
+
+    def answer(socket):
+        socket.send(pack(write_greeting(greeting)))
+        number = read_request(unpack(socket.recv(TIMEOUT_S, decode=False))).id
+        socket.send(pack(write_reply(Reply(number - 1, 0.0, 0.0, 0.0, RobotState.IDLE, None, {}))))
+
+    with websocket_server(answer, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/observe"
+        channel = Channel(url, token=None, tls=None, offset=ClockOffset())
+        channel.open(timeout_s=TIMEOUT_S)
+        with pytest.raises(NotConnectedError, match="bad_reply"):
+            channel.ask("sync", {}, timeout_s=TIMEOUT_S)
+        assert not channel.is_open
+        server.shutdown()
+        thread.join(TIMEOUT_S)
 
 
 def tells(robot):

@@ -16,8 +16,10 @@ from websockets.sync.client import connect
 
 from worldmodel.envs.robots.access import ConnectRate
 from worldmodel.envs.robots.interface import CameraInfo, RobotState
+from worldmodel.envs.robots.protocol import read_reply
 from worldmodel.envs.robots.recorder import FlightRecorder
-from worldmodel.envs.robots.wire import pack
+from worldmodel.envs.robots.service import RobotService
+from worldmodel.envs.robots.wire import pack, unpack
 
 _spec = importlib.util.spec_from_file_location("network", Path(__file__).with_name("network.py"))
 assert _spec is not None and _spec.loader is not None
@@ -420,6 +422,21 @@ def test_a_command_of_a_session_that_is_over_is_not_done():
             eventually(lambda: again.ask("sync").error is None)
             assert again.ask("sync").state is RobotState.RUNNING
         assert rig.safe.counters["accepted"] <= 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_command_whose_session_ended_while_it_waited_is_not_done(rig, held):
+    service = RobotService(rig.safe, recorder=None)
+    rig.safe.connect(timeout_s=1.0)
+    rig.safe.arm(operator="Ada")
+    message = {"seq": 0, "obs_seq": rig.safe.observe(max_age_s=1.0).seq, "valid_for_s": 0.4}
+    message |= {"kind": "twist", "values": X, "gripper": None}
+    given = {"command": message, "sent_at": time.monotonic() + 1e6}
+    frame = pack({"id": 1, "ask": "command", "given": given})
+    packed, goes_on = service.reply(frame, service.controlling(lambda: held), time.monotonic())
+    assert goes_on
+    assert read_reply(unpack(packed)).error == (None if held else "not_connected")
+    assert rig.safe.counters["accepted"] == held
 
 
 # What is no request.

@@ -36,7 +36,7 @@ def test_an_endpoint_makes_it_roboarena(droid_request) -> None:
         | {"endpoint": "infer", "observation/cartesian_position": pose, "session_id": np.zeros(1)}
     )
     assert request.dialect == "roboarena"
-    assert np.array_equal(request.flange, pose)
+    assert request.flange is not None and np.array_equal(request.flange, pose)
     assert read_request({"endpoint": "reset"}) == Reset()
 
 

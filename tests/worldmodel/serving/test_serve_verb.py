@@ -54,9 +54,9 @@ def test_the_program_serves_until_it_is_stopped(tmp_path: Path, droid_request) -
         assert server.stdout.readline() == "goals: red cube\n"
         droid_request["observation/exterior_image_1_left"] = np.zeros((224, 224, 3), np.uint8)
         with connect(found[1], proxy=None) as client:
-            assert unpack(client.recv(60))["image_resolution"] == [128, 128]
+            assert unpack(client.recv(60, decode=False))["image_resolution"] == [128, 128]
             client.send(pack(droid_request))
-            assert unpack(client.recv(60))["actions"].shape == (10, 8)
+            assert unpack(client.recv(60, decode=False))["actions"].shape == (10, 8)
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
         assert server.stdout.read().splitlines()[-1] == "answered 1 requests"

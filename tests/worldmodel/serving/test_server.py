@@ -49,7 +49,7 @@ def refused(url: str, **options: Any) -> int:
 
 def test_a_client_is_told_six_things_as_soon_as_it_connects(run_server, policy) -> None:
     with run_server(policy) as running, connect(running.url, proxy=None) as client:
-        told = unpack(client.recv(60))
+        told = unpack(client.recv(60, decode=False))
     assert set(told) == SIX_KEYS
     assert told["image_resolution"] == [32, 32]
     assert told["action_space"] == "cartesian_velocity"
@@ -58,9 +58,9 @@ def test_a_client_is_told_six_things_as_soon_as_it_connects(run_server, policy) 
 def test_openpi_gets_ten_rows_and_timings(run_server, policy, droid_request) -> None:
     with run_server(policy) as running, running.client() as client:
         client.send(pack(droid_request))
-        first = unpack(client.recv(60))
+        first = unpack(client.recv(60, decode=False))
         client.send(pack(droid_request))
-        second = unpack(client.recv(60))
+        second = unpack(client.recv(60, decode=False))
         assert running.server.num_plans == 2
     assert first["actions"].shape == second["actions"].shape == (10, 8)
     assert (first["actions"][:8] == 0.1).all() and (second["actions"][:8] == 0.2).all()
@@ -100,7 +100,7 @@ def test_health_is_answered_while_a_plan_is_made(run_server, policy, droid_reque
         client.ping().wait(60)
         assert policy.running == 1  # all the while
         policy.go.set()
-        assert unpack(client.recv(60))["actions"].shape == (10, 8)
+        assert unpack(client.recv(60, decode=False))["actions"].shape == (10, 8)
 
 
 def test_one_plan_is_made_at_a_time(run_server, policy, droid_request) -> None:
@@ -277,7 +277,7 @@ def test_tls_encrypts_and_a_client_can_pin_the_certificate(
     with run_server(policy, tls=tls_context(str(certificate), str(key))) as running:
         url = running.url.replace("ws:", "wss:")
         with connect(url, ssl=pinned, proxy=None) as client:
-            assert set(unpack(client.recv(60))) == SIX_KEYS
+            assert set(unpack(client.recv(60, decode=False))) == SIX_KEYS
         with (
             pytest.raises(ssl.SSLCertVerificationError),
             connect(url, ssl=ssl.create_default_context(), proxy=None),
