@@ -281,6 +281,38 @@ class SurpriseConfig(DataConfig):
 
 
 @dataclass
+class ValidateConfig(DataConfig):
+    """Says without a robot whether a model will plan: on held-out recordings, or fresh ones."""
+
+    data: str | None = None  # held-out recordings; null simulates fresh ones
+    camera: str = "exterior"
+    model_hz: float | None = None  # of a model whose checkpoint states no rate
+    episodes: int = 32  # recordings read at most, or simulated
+    steps: int = 30  # of a simulated one
+    windows: int = 256  # at most; errors and ranks are of all of them
+    horizon: int = 8  # steps imagined from one frame
+    candidates: int = 16  # actions that are ranked, the true one included
+    searches: int = 64  # windows whose energy is searched
+    samples: int = 64  # plans per iteration of a search
+    iterations: int = 6
+    plan_steps: int = 3  # of the open-loop plans
+    # Half the width of the box that is searched, seven numbers [m, rad, gripper]; null: the moves
+    # of the recordings and a quarter more.
+    limits: list[float] | None = None
+    distance: str = "l2"  # of latents: l1 as published, or l2
+    # File of the camera rotation; null is camera_rotation.json beside the checkpoint, or in the run
+    # folder for the shipped model and for simulated recordings.
+    correction: str | None = None
+    backend: str = "auto"  # renderer of simulated ones: auto, gl or ray
+    precision: str = "auto"  # of the model: bfloat16 where the machine is fast at it, else float32
+    seed: int = 0
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
 class ExecutorConfig:
     """Where the calls of `benchmark`, `sweep` and `recipe` are run."""
 
@@ -341,6 +373,7 @@ for _name, _schema in {
     "plan": PlanConfig,
     "landscape": LandscapeConfig,
     "surprise": SurpriseConfig,
+    "validate": ValidateConfig,
     "benchmark": BenchmarkConfig,
     "sweep": SweepConfig,
     "recipe": RecipeConfig,

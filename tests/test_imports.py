@@ -38,6 +38,7 @@ ENTRY_POINTS = {
     "sweep",
     "swm",
     "train",
+    "validate",
 }
 
 

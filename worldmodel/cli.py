@@ -30,6 +30,7 @@ VERBS = {
     "plan": "plan to one goal image and show every step",
     "landscape": "draw the energy of small moves: does the model know where it should go?",
     "surprise": "score recordings by what the model did not expect, or test its physics",
+    "validate": "say from held-out recordings, without a robot, whether a model will plan",
     "models": "list published models, download one, or verify a file",
     "evaluate": "measure success over episodes, beside expert, oracle, random and no policy",
     "benchmark": "evaluate every task and variation, and hold the numbers to the targets",
@@ -51,6 +52,7 @@ FLAGS = {
         "--check": "read every frame, list what is wrong, write check.html; status 1 on errors",
         "--json": "check, and print one JSON object alone on standard output",
     },
+    "validate": {"--json": "print validation.json alone on standard output"},
 }
 
 

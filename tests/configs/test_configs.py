@@ -106,6 +106,7 @@ CALLS = {
     "plan": ["worldmodel.plan.plan"],
     "evaluate": ["worldmodel.evaluate.evaluate"],
     "demo": ["worldmodel.evaluate.evaluate"],
+    "validate": [OPEN_SOURCE, "worldmodel.validate.validate"],
 }
 ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
 ON_THE_WAY |= {"verify"}  # another thing to do than the rest is for
@@ -128,6 +129,7 @@ RENAMED = {
         "encode_precision": "precision",
     },
     "demo": {"tasks": "task"},
+    "validate": {"data": "path"},
 }
 OTHER_VALUES: dict[str, Any] = {
     "behaviours": {"scripted": 0.25, "noisy": 0.5, "explore": 0.125},
@@ -167,6 +169,7 @@ OTHER_VALUES: dict[str, Any] = {
     "width": 64,
     "confirmed": True,
     "baselines": False,
+    "limits": [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 1.5],
 }
 
 

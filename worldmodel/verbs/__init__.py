@@ -6,12 +6,13 @@ Every verb first prints where it writes, and last the number that matters.
     training    encode, pretrain, train        models      published models
     planning    plan, landscape, evaluate, demo
     surprise    surprise                       experiments benchmark, sweep, recipe
+    validation  validate
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worldmodel.verbs import experiments, models, planning, recordings, training
+from worldmodel.verbs import experiments, models, planning, recordings, training, validation
 from worldmodel.verbs import surprise as surprises
 from worldmodel.verbs.shared import Call, UserError
 
@@ -32,6 +33,7 @@ RUNNERS: dict[str, Callable[..., int]] = {
     "plan": planning.plan,
     "landscape": planning.landscape,
     "surprise": surprises.surprise,
+    "validate": validation.validate,
     "models": models.models,
     "evaluate": planning.evaluate,
     "benchmark": experiments.benchmark,
