@@ -1,8 +1,9 @@
 """Does the camera stand elsewhere than the model believes? How far its moves are turned.
 
-A predictor learned directions from the camera it was trained with. Behind another camera the moves it finds are turned, by an angle almost linear in the camera's. The least-squares map from
-found to true horizontal moves says so; its rotation, U V^T of the singular value decomposition, is
-what planned moves are to be multiplied by (`worldmodel.planners.camera_rotation`).
+A predictor learned directions from the camera it was trained with. Behind another camera the moves
+it finds are turned, by an angle almost linear in the camera's. The least-squares map from found to
+true horizontal moves says so; its rotation, U V^T of the singular value decomposition, is what
+planned moves are to be multiplied by (`worldmodel.planners.camera_rotation`).
 
 Source: V-JEPA 2 (Assran et al. 2025, arXiv 2506.09985), the section on sensitivity to the camera
 position, where the map's condition number is about 1.5 and the correction is proposed, not used.
@@ -44,8 +45,7 @@ class CameraRotation:
     @property
     def condition(self) -> float:
         """Condition number of the map: 1 for a rotation; large where a direction is not seen."""
-        values = np.linalg.svd(self.matrix, compute_uv=False)
-        return float(values[0] / values[1]) if values[1] > 0 else math.inf
+        return float(np.linalg.cond(self.matrix))
 
     @property
     def rotation(self) -> Float[np.ndarray, "2 2"]:
@@ -129,10 +129,10 @@ def fit_map(
     """Returns the least-squares map W of `true = W @ found`.
 
     Raises:
-        ValueError: There are fewer than three moves, or the found ones are along one line.
+        ValueError: There are fewer than three moves, or all are along one line.
     """
-    values = np.linalg.svd(found, compute_uv=False) if len(found) >= 3 else np.zeros(2)
-    if not values[0] <= MAX_CONDITION * values[1] or values[1] == 0:
+    spread = [np.linalg.svd(moves, compute_uv=False) for moves in (found, true) if len(moves) > 2]
+    if not spread or any(not high < MAX_CONDITION * low for high, low in spread):
         raise ValueError(
             f"{len(found)} moves do not say how the camera is turned: expected at least three, in "
             "more than one horizontal direction; give recordings in which the arm moves about"

@@ -4,7 +4,6 @@ A window is F frames of one recording, one model step apart by their timestamps.
 once, whatever is measured afterwards.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel.data.episode import Episode, validate
+from worldmodel.data.frames import Frames
 from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex
 from worldmodel.names import unknown
@@ -142,8 +142,7 @@ def read_held_out(
             if not rows:
                 continue
             needed, places = np.unique(np.stack(rows), return_inverse=True)
-            pictures = recording.frames[camera]
-            encoded = encode_rows(world, lambda part, p=pictures: p[part], needed)
+            encoded = encode_rows(world, recording.frames[camera], needed)
             latents.append(encoded[places.reshape(-1, frames)])
             proprio.append(recording.proprio[np.stack(rows)])
             bar.update(len(rows))
@@ -155,11 +154,11 @@ def read_held_out(
 
 
 def encode_rows(
-    world: WorldModel, read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
+    world: WorldModel, frames: Frames, rows: Int[np.ndarray, " rows"]
 ) -> Float[Tensor, "rows tokens dim"]:
-    """Returns the latents of rows of a recording, read and encoded a few at a time."""
+    """Returns the latents of some frames of a recording, read and encoded a few at a time."""
     parts = [rows[i : i + FRAMES_AT_ONCE] for i in range(0, len(rows), FRAMES_AT_ONCE)]
-    return torch.cat([world.encode(torch.from_numpy(read(part))[None])[0] for part in parts])
+    return torch.cat([world.encode(torch.from_numpy(frames[part])[None])[0] for part in parts])
 
 
 def _checked(episode: Episode, camera: str, *, name: str) -> Episode:

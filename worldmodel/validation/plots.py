@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from worldmodel.pose import GRIPPER, POSITION
+from worldmodel.pose import GRIPPER
 from worldmodel.validation.action_ranking import ActionRanking
 from worldmodel.validation.camera_rotation import CameraRotation
 from worldmodel.validation.energy_argmin import POSE_AXES, EnergyArgmin
@@ -133,10 +133,11 @@ def draw_open_loop(open_loop: OpenLoop) -> Figure:
 def draw_camera_rotation(fitted: CameraRotation) -> Figure:
     """Draws horizontal moves, what the model finds of them, and that turned by the correction."""
     figure = _figure(9, 4.4)
-    cells = figure.subplots(1, 2, sharex=True, sharey=True)
-    true = 100 * fitted.true[:, POSITION]
+    cells = figure.subplots(1, 2)
+    true = 100 * fitted.true
     before, after = fitted.errors_cm()
     turned = fitted.found @ fitted.rotation.T
+    limit = 1.08 * float(max(np.abs(true).max(), 100 * np.abs(fitted.found).max()))
     for axes, moves, title in (
         (cells[0], fitted.found, f"as they are: off by {before:.2f} cm"),
         (cells[1], turned, f"turned by {fitted.angle_deg:+.1f}°: off by {after:.2f} cm"),
@@ -153,7 +154,7 @@ def draw_camera_rotation(fitted: CameraRotation) -> Figure:
         axes.axvline(0, color=FAINT, lw=0.6)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("x [cm]", fontsize=8.5, color=MUTED)
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         _quieten(axes)
     cells[0].set_ylabel("y [cm]", fontsize=8.5, color=MUTED)
     cells[0].legend(frameon=False, fontsize=8)

@@ -1,4 +1,4 @@
-"""A world with known answers: latents are a linear map of the arm's pose, and may be believed wrong."""
+"""A world with known answers: latents are linear in the arm's pose, actions may be mistaken."""
 
 from types import SimpleNamespace
 

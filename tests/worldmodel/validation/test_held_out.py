@@ -80,7 +80,7 @@ def test_frames_of_a_faster_recording_are_taken_at_the_models_rate(world, spot_s
         )
 
 
-def test_what_cannot_be_measured_on_is_refused(world, spot_store, toy):
+def test_what_cannot_be_measured_on_is_refused(world, spot_store, toy, without_shape_checks):
     source = open_source(spot_store)
     with pytest.raises(KeyError, match="episode .*unknown camera 'wrst'.*known: exterior"):
         read_held_out(world, source, windows=9, episodes=3, **(DRAW | {"camera": "wrst"}))
