@@ -246,7 +246,8 @@ def test_recordings_of_another_rate_or_camera_are_refused_in_one_line(
     world_checkpoint: Path, spot_store: Path, tmp_path: Path, capsys
 ) -> None:
     def message(*words: str) -> str:
-        own = [f"checkpoint={world_checkpoint}", f"data={spot_store}", f"run={tmp_path / words[0]}"]
+        run = tmp_path / str(len(list(tmp_path.iterdir())))
+        own = [f"checkpoint={world_checkpoint}", f"data={spot_store}", f"run={run}"]
         assert main(["validate", *own, *TINY, *words]) == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 
