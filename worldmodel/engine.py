@@ -31,8 +31,9 @@ a task are wrapped in DDP, or with `fsdp=true` sharded (FSDP2), after `fit` is c
 when `fit` is called again with the same arguments.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,23 @@ import torch
 from tqdm import tqdm
 
 from worldmodel import training_state
-from worldmodel.distributed import here
+from worldmodel.distributed import ProcessLostError, here, is_lost_peer
 from worldmodel.stepping import Execution, Stepper
-from worldmodel.task import Batch, Draw, Task, TrainingError
+from worldmodel.task import Batch, Draw, Evaluate, Task, TrainingError
 from worldmodel.tracking import Tracker, Tracking
 from worldmodel.training import Schedule
 
-__all__ = ["Batch", "Cadence", "Draw", "Execution", "Fitted", "Task", "TrainingError", "fit"]
+__all__ = [
+    "Batch",
+    "Cadence",
+    "Draw",
+    "Evaluate",
+    "Execution",
+    "Fitted",
+    "Task",
+    "TrainingError",
+    "fit",
+]
 
 
 @dataclass(frozen=True)
@@ -120,38 +131,52 @@ def fit(
         ProcessLostError: Another process is gone.
         ValueError: The batch cannot be shared out, or sharding does not fit the task.
     """
-    execution = execution or Execution()
-    place = here()
-    loop = Stepper(
-        task,
-        run=run,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        seed=seed,
-        device=device,
-        execution=execution,
-        clip_norm=clip_norm,
-    )
+    with _peers_are_there(run):
+        stepper = Stepper(
+            task,
+            run=run,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            seed=seed,
+            device=device,
+            execution=execution or Execution(),
+            clip_norm=clip_norm,
+        )
+        return _fit(
+            stepper, run=run, schedule=schedule, cadence=cadence, trackers=trackers, name=name
+        )
+
+
+def _fit(
+    stepper: Stepper,
+    *,
+    run: Path,
+    schedule: Schedule,
+    cadence: Cadence,
+    trackers: Sequence[Tracker],
+    name: str,
+) -> Fitted:
+    task, place = stepper.task, stepper.place
     before = training_state.last(run)
     first, best, metrics = 1, math.inf, {}
     if before is not None:
-        loop.load(before)
+        stepper.load(before)
         first, metrics = before.step + 1, before.meta["metrics"]
         best = before.meta["best"] if before.meta["best"] is not None else math.inf
     tracking = Tracking(run, trackers, resume_step=first - 1) if place.first else None
     bar = tqdm(
         total=schedule.steps, initial=first - 1, desc=name, unit="step", disable=not place.first
     )
-    for step, draw, batches in loop.batches(first, schedule.steps):
+    for step, draw, batches in stepper.batches(first, schedule.steps):
         learning_rate = schedule(step)
-        values = loop.step(step, draw, batches, learning_rate)
+        values = stepper.step(step, draw, batches, learning_rate)
         last = step == schedule.steps
         every = cadence.validate_every
         validates = last or (every is not None and step % every == 0)
         if step % cadence.log_every == 0 or validates:
             line = {**values, "learning_rate": learning_rate}
             if validates:
-                metrics = loop.validate()
+                metrics = stepper.validate()
                 line |= metrics
             if tracking is not None:
                 tracking.write(step, line)
@@ -159,14 +184,14 @@ def fit(
             task.watch(step, line)
         if validates and task.metric is not None and metrics[task.metric] < best:
             best = metrics[task.metric]
-            loop.save_best(step, metrics)
+            stepper.save_best(step, metrics)
         bar.update()
         if step % cadence.save_every == 0 or last:
             meta = {"best": best if best < math.inf else None, "metrics": metrics}
-            before = loop.save(step, meta, keep=cadence.keep_last)
+            before = stepper.save(step, meta, keep=cadence.keep_last)
     bar.close()
     if first > schedule.steps or not schedule.steps:
-        metrics = metrics or loop.validate()
+        metrics = metrics or stepper.validate()
     if tracking is not None:
         tracking.close()
     return Fitted(
@@ -175,3 +200,19 @@ def fit(
         metrics=metrics,
         lines=tracking.log.read() if tracking is not None else [],
     )
+
+
+@contextlib.contextmanager
+def _peers_are_there(run: Path) -> Iterator[None]:
+    """Says what to do when another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        saved = training_state.states(run)
+        begin = f"step {saved[-1].step + 1}" if saved else "the start"
+        raise ProcessLostError(
+            f"another process of this run is gone, so process {here().rank} stops too. The same "
+            f"command goes on from {begin}"
+        ) from error

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel import training_state
-from worldmodel.distributed import ProcessLostError, here, is_lost_peer, mean_of_all, of_all
+from worldmodel.distributed import here, mean_of_all, of_all
 from worldmodel.task import Batch, Draw, Task, TrainingError, rows_of
 from worldmodel.training import (
     Precision,
@@ -96,11 +96,12 @@ class Stepper:
         if self.place.world > 1 and not execution.fsdp:
             self.forward = nn.parallel.DistributedDataParallel(
                 task.module,
-                device_ids=[device] if device.type == "cuda" else None,
+                device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # they do not change
                 gradient_as_bucket_view=True,
             )
         self.optimizer = make_optimizer([task.module], weight_decay=weight_decay)
+        self._checked = False  # whether all weights get gradients
 
     def batches(self, first: int, last: int) -> Iterator[tuple[int, Draw, list[Batch]]]:
         """Yields the steps with their draws and this process's batches, loaded one step ahead."""
@@ -130,35 +131,55 @@ class Stepper:
         """Makes one step and returns the losses, over all processes, and the gradient's norm."""
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        try:
+        with self._memory_advice(step):
             means = [self._backward(k, batch) for k, batch in enumerate(batches)]
             names = list(means[0])
             own = torch.stack([torch.stack([m[name].float() for name in names]) for m in means])
             values = dict(zip(names, mean_of_all(own.mean(0)).tolist(), strict=True))
-            if not math.isfinite(values["loss"]):
-                self._stop_at_bad_batch(step, draw, batches, own, names.index("loss"))
+            if not self._checked:
+                self._check_gradients()
             norm = math.hypot(*[self._clip(group) for group in self.task.clip_groups])
+            if not math.isfinite(values["loss"]):
+                finite = own[:, names.index("loss")].isfinite().tolist()
+                self._stop("the loss", step, draw, batches, [not good for good in finite])
             if not math.isfinite(norm):
-                self._stop_at_bad_batch(step, draw, batches, None, 0)
+                self._stop("the gradient", step, draw, batches, [True] * len(batches))
             self.optimizer.step()
+        self.task.after_step(step)
+        return {**values, "gradient_norm": norm}
+
+    @contextlib.contextmanager
+    def _memory_advice(self, step: int) -> Iterator[None]:
+        """Says which settings help when memory runs out."""
+        try:
+            yield
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TrainingError(self._out_of_memory(step)) from error
         except RuntimeError as error:
             if "allocate memory" in str(error):  # how torch says it of the CPU's memory
                 raise TrainingError(self._out_of_memory(step)) from error
-            if is_lost_peer(error):
-                raise ProcessLostError(self._lost(step)) from error
             raise
-        self.task.after_step(step)
-        return {**values, "gradient_norm": norm}
+
+    def _check_gradients(self) -> None:
+        """Refuses weights that a step leaves alone: no state could be saved that fits them."""
+        idle = [
+            name
+            for name, weight in self.task.module.named_parameters()
+            if weight.requires_grad and weight.grad is None
+        ]
+        if idle:
+            raise ValueError(
+                f"{len(idle)} weights got no gradient in the first step ({', '.join(idle[:5])}"
+                f"{', ...' if len(idle) > 5 else ''}); freeze them with requires_grad_(False)"
+            )
+        self._checked = True
 
     def _backward(self, part: int, batch: Batch) -> dict[str, Tensor]:
         """Adds the gradients of one part and returns its losses."""
         last = part == self.execution.accumulate - 1
-        there = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
         with self._gradients_stay_here() if not last else contextlib.nullcontext():
             with autocast(self.device, self.execution.precision):
-                losses = self.forward(there)
+                losses = self.forward(self._here(batch))
             (losses["loss"] / self.execution.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
@@ -182,14 +203,20 @@ class Stepper:
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
         return float(whole)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Returns the held-out numbers, from the first process."""
+        """Returns the held-out numbers of the task."""
         self.task.module.eval()
-        with autocast(self.device, self.execution.precision):
-            metrics = self.task.validate()
+        metrics = self.task.validate(self._evaluate)
         self.task.module.train()
         return metrics
+
+    @torch.no_grad()
+    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self.device, self.execution.precision):
+            return self.task.module(self._here(batch))
+
+    def _here(self, batch: Batch) -> Batch:
+        return {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
 
     def _state(self) -> dict[str, Any]:
         model, optimizer = get_state_dict(self.task.module, self.optimizer)
@@ -218,30 +245,27 @@ class Stepper:
         for name, network in self.task.companions.items():
             network.load_state_dict(state["companions"][name])
 
-    def _stop_at_bad_batch(
-        self, step: int, draw: Draw, batches: list[Batch], own: Tensor | None, loss: int
-    ) -> None:
-        """Saves the batches whose loss is not finite and says what they are of."""
-        bad = [
-            k for k in range(len(batches)) if own is None or not math.isfinite(float(own[k, loss]))
-        ]
+    def _stop(
+        self, what: str, step: int, draw: Draw, batches: list[Batch], bad: list[bool]
+    ) -> NoReturn:
+        """Saves the parts of a batch that are bad, and says what they are of, in all processes."""
         names: list[str] = []
-        for k in bad:
-            part = self.place.rank * self.execution.accumulate + k
-            names += self.task.name_rows(rows_of(draw, part=part, parts=self.parts))
+        for k in range(len(batches)):
+            if bad[k]:
+                part = self.place.rank * self.execution.accumulate + k
+                names += self.task.name_rows(rows_of(draw, part=part, parts=self.parts))
         file = self.run / f"bad_batch_step{step}_rank{self.place.rank}.pt"
-        if bad:
-            torch.save([batches[k] for k in bad], file)
-        found = of_all((file.name if bad else None, names))
-        files = [name for name, _ in found if name is not None]
+        if any(bad):
+            torch.save([batch for batch, is_bad in zip(batches, bad, strict=True) if is_bad], file)
+        found = of_all((str(file) if any(bad) else "", names))
+        files = [name for name, _ in found if name]
         rows = sorted({row for _, these in found for row in these})
-        what = "the gradient" if own is None else "the loss"
         raise TrainingError(
             f"{what} of step {step} is not finite. "
             + (f"The batch is of {', '.join(rows)}. " if rows else "")
-            + f"It is saved in {', '.join(str(self.run / name) for name in files)}, the weights "
-            "before it are in the last state. Look at these recordings (worldmodel inspect), or "
-            "lower schedule.peak, or raise schedule.warmup_steps"
+            + f"It is saved in {', '.join(files)}, the weights before it are in the last state. "
+            "Look at these recordings (worldmodel inspect), or lower schedule.peak, or raise "
+            "schedule.warmup_steps"
         )
 
     def _out_of_memory(self, step: int) -> str:
@@ -258,14 +282,6 @@ class Stepper:
             f"out of memory at step {step} with {at_once} rows at once (batch_size="
             f"{self.batch_size}, {self.place.world} processes, accumulate={accumulate}); try "
             + ("; or ".join(advice) or "a smaller model")
-        )
-
-    def _lost(self, step: int) -> str:
-        saved = training_state.states(self.run)
-        begin = f"step {saved[-1].step + 1}" if saved else "the start"
-        return (
-            f"process {self.place.rank} of {self.place.world}: another process of this run is gone "
-            f"(step {step}); stopped. The same command goes on from {begin}"
         )
 
 

@@ -1,7 +1,7 @@
 """What a training loop trains: networks, and the batches they are shown (`worldmodel.engine`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Draw = Mapping[str, Any]  # of numpy arrays or tensors
 Batch = dict[str, Tensor]
+Evaluate = Callable[[Batch], dict[str, Tensor]]
 
 
 class TrainingError(RuntimeError):
@@ -21,8 +22,8 @@ class Task(ABC):
 
     Attributes:
         module: Everything that is trained, and nothing else with parameters. `module(batch)` gives
-            scalars by name: "loss" is minimised, all are logged. It is in eval mode while
-            `validate` runs.
+            scalars by name: "loss" is minimised, all are logged. In evaluation mode it may also
+            give other tensors, for `validate`.
         metric: Which number of `validate` says how good the weights are; lower is better. None if
             none does, and then no best weights are kept.
     """
@@ -63,8 +64,13 @@ class Task(ABC):
     def after_step(self, step: int) -> None:  # noqa: B027  (nothing to do is a fine answer)
         """Is called when the optimiser has made a step."""
 
-    def validate(self) -> dict[str, float]:
-        """Returns held-out numbers; every process computes all of them, without gradients."""
+    def validate(self, evaluate: Evaluate) -> dict[str, float]:
+        """Returns held-out numbers; every process computes all of them.
+
+        Args:
+            evaluate: What the module in evaluation mode gives for a batch, without gradients, in
+                the precision and on the device of the training.
+        """
         return {}
 
     def watch(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: B027

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from worldmodel.cli import compose
 from worldmodel.training import (
     MetricsLog,
     Precision,
@@ -25,9 +26,8 @@ from worldmodel.training import (
 )
 
 # V-JEPA 2-AC post-training (Assran et al. 2025, and the released config).
-POST_TRAINING = Schedule(
-    name="wsd", start=7.5e-5, peak=4.25e-4, steps=94_500, warmup_steps=4_500, decay_steps=4_500
-)
+PUBLISHED = compose("train", ["experiment=vjepa2_ac"])
+POST_TRAINING = Schedule(**PUBLISHED.schedule)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,17 @@ POST_TRAINING = Schedule(
 )
 def test_the_wsd_schedule_is_that_of_v_jepa_2_ac(step: int, expected: float) -> None:
     assert POST_TRAINING(step) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_the_published_preset_is_the_published_recipe() -> None:
+    assert PUBLISHED.batch_size == 256 and PUBLISHED.window == 8 and PUBLISHED.rollout_steps == 2
+    assert PUBLISHED.distance == "l1" and PUBLISHED.weight_decay == 0.04 and PUBLISHED.seed == 239
+    assert PUBLISHED.model_hz == 4 and PUBLISHED.crop == "squash" and PUBLISHED.merge == 1
+    assert PUBLISHED.clip_norm is None and not PUBLISHED.standardise
+    assert PUBLISHED.state_weight == 0 and not PUBLISHED.legacy_rollout
+    assert (PUBLISHED.predictor.depth, PUBLISHED.predictor.embed_dim) == (24, 1024)
+    optimizer = make_optimizer([nn.Linear(2, 2)], weight_decay=PUBLISHED.weight_decay)
+    assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
 
 
 def test_the_cosine_schedule_rises_peaks_and_ends_at_its_final_rate() -> None:
