@@ -25,7 +25,7 @@ VERBS = {
     "convert": "write recordings of any format as another format",
     "transcode": "re-encode videos once, so that short pieces are read fast",
     "encode": "cache the latents of recordings",
-    "pretrain": "train an encoder by masked latent prediction",
+    "pretrain": "train an encoder: masked prediction, next latents, two views, or the state",
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
     "landscape": "draw the energy of small moves: does the model know where it should go?",
@@ -38,7 +38,7 @@ VERBS = {
     "recipe": "make weights, from simulation to success rates, in stages that resume",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
-GROUPS = ("encoder", "predictor", "planner", "experiment")
+GROUPS = ("encoder", "objective", "predictor", "planner", "experiment")
 POSITIONAL = {
     "inspect": ("data",),
     "convert": ("data", "out"),
@@ -93,6 +93,8 @@ def compose(verb: str, overrides: Sequence[str]) -> "DictConfig":
     for override in overrides:
         if "=" not in override:
             raise UserError(f"expected setting=value, got {override!r}; see worldmodel {verb} -h")
+    # No verb has an experiment by default, and Hydra wants a plus before what is added.
+    overrides = [f"+{o}" if o.startswith("experiment=") else o for o in overrides]
     with initialize_config_module("worldmodel.configs", version_base="1.3"):
         _check_choices(overrides)
         try:
@@ -228,7 +230,7 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     known = [field.name for field in dataclasses.fields(fields)]
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split(".", 1)[0]
-        if name not in known:
+        if name not in known and name != "experiment":
             near = nearest(name, known)
             return f"{verb} has no setting {name!r};{near} it has {', '.join(known)}"
     text = str(error.__cause__ or error).splitlines()[0].strip()

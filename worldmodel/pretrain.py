@@ -1,13 +1,13 @@
-"""Pretrains the encoder: masked latent prediction, state reading, or both.
+"""Pretrains an encoder with any objective of `worldmodel.objectives`, with state reading, or both.
 
-Masked latent prediction is that of V-JEPA 2 with the dense loss of V-JEPA 2.1. State reading asks
-for position, rotation and gripper of the end-effector in a frame, which recordings hold anyway.
+Every step draws a batch for each objective, takes the gradients of its losses, and makes one step
+of the optimizer. While it trains, it measures whether the encoder still tells pictures apart.
 """
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +16,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldmodel import checkpoint
-from worldmodel.data.sampling import rows_at_rate
+from worldmodel.clips import View, read_clips
+from worldmodel.collapse import CollapseError, CollapseGuard, CollapseLimits, measure_spread
 from worldmodel.data.source import Source
-from worldmodel.data.windows import WindowIndex, split_episodes
+from worldmodel.data.windows import split_episodes
 from worldmodel.encoder import VideoEncoder
-from worldmodel.images import Crop, fit_frames
-from worldmodel.jepa import encode_frames, normalise_rgb
-from worldmodel.losses import masked_loss, state_loss, target_features
-from worldmodel.mask_predictor import MaskPredictor
-from worldmodel.masking import LONG_RANGE, SHORT_RANGE, sample_masks
-from worldmodel.pose import GRIPPER, POSITION
-from worldmodel.probes import fit_linear_probe
-from worldmodel.state_head import StateHead
+from worldmodel.encoder_probes import probe_errors
+from worldmodel.images import Crop
+from worldmodel.jepa import encode_frames
+from worldmodel.objectives.interface import Loss, Objective
+from worldmodel.objectives.state_reading import StateReading
+from worldmodel.pretraining import Pretraining, Term
 from worldmodel.training import (
     MetricsLog,
     Precision,
@@ -42,18 +41,7 @@ from worldmodel.training import (
     step_generators,
 )
 
-
-@dataclass(frozen=True)
-class ProbeErrors:
-    """How well linear probes of the latents know the arm, on held-out episodes.
-
-    Attributes:
-        position_cm: Mean distance of the hand from where the probe puts it.
-        gripper: Mean absolute error of the gripper's opening, of 1.
-    """
-
-    position_cm: float
-    gripper: float
+SPREAD_PICTURES = 64  # by which collapse is judged
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class PretrainResult:
     """What a pretraining run ends with.
 
     Attributes:
-        encoder: Folder of the encoder checkpoint (the EMA weights).
+        encoder: Folder of the encoder checkpoint (the weights that the objective keeps).
         loss: Mean weighted loss over the last tenth of the run; NaN for a run of no steps.
         probe_error_cm: Mean hand-position error of a linear probe on held-out episodes.
         probe_gripper_error: Mean absolute error of its gripper, of 1.
@@ -79,122 +67,13 @@ class PretrainResult:
     frames: int
 
 
-@dataclass(frozen=True)
-class View:
-    """What an encoder is shown of recordings.
-
-    Attributes:
-        source: Recordings of any format.
-        camera: Camera whose frames are used.
-        model_hz: Rate of the rows [Hz]; None keeps every row.
-        image_size: Height and width that frames are brought to; None keeps square frames.
-        crop: How, see `worldmodel.images`.
-    """
-
-    source: Source
-    camera: str
-    model_hz: float | None = None
-    image_size: int | None = None
-    crop: Crop = "none"
-
-    def read(self, episode_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Returns frames (n, size, size, 3), proprio (n, 7) and times (n,) [s], and the rate.
-
-        Raises:
-            ValueError: The camera is missing, the rate does not fit, or frames have another size.
-        """
-        episode = self.source.read(episode_id)
-        if self.camera not in episode.frames:
-            raise ValueError(
-                f"episode {episode_id} of {self.source.path} has no camera '{self.camera}'; it has "
-                f"{', '.join(episode.frames)}"
-            )
-        rows = rows_at_rate(episode.timestamps, self.model_hz, usable=episode.usable)
-        frames = episode.frames[self.camera][rows]
-        frames = fit_frames(frames, self.image_size or frames.shape[1], self.crop)
-        hz = self.model_hz or episode.metadata.control_hz
-        return frames, episode.proprio[rows], episode.timestamps[rows], hz
-
-
-class Clips:
-    """Frames of one camera in memory with their proprio, and what is drawn from them.
-
-    Args:
-        view: What is read.
-        ids: Episodes to read.
-        clip_frames: Frames of a clip.
-        frames_in_memory: About how many frames may be kept: episodes are taken in random order
-            until there are so many. None keeps all.
-        seed: Of that order.
-
-    Attributes:
-        frames: Frames (n, size, size, 3) of each episode kept.
-        proprio: Proprio (n, 7) of each.
-    """
-
-    def __init__(
-        self,
-        view: View,
-        ids: list[int],
-        *,
-        clip_frames: int,
-        frames_in_memory: int | None = None,
-        seed: int = 0,
-    ):
-        self.frames: list[np.ndarray] = []
-        self.proprio: list[np.ndarray] = []
-        times, kept, hz = [], 0, 1.0
-        if frames_in_memory is not None:
-            ids = np.random.default_rng((seed, 0)).permutation(ids).tolist()  # steps begin at 1
-        for i in tqdm(ids, desc="reading frames", unit="episode"):
-            frames, proprio, seconds, hz = view.read(i)
-            self.frames.append(frames)
-            self.proprio.append(proprio)
-            times.append(seconds)
-            kept += len(frames)
-            if frames_in_memory is not None and kept >= frames_in_memory:
-                break
-        self.windows = WindowIndex(times, 1 / hz, clip_frames)
-        self._ends = np.cumsum([len(frames) for frames in self.frames])
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames are in memory."""
-        return int(self._ends[-1])
-
-    def sample(self, rng: np.random.Generator, n: int) -> UInt8[Tensor, "n frames height width 3"]:
-        """Returns n random clips; a clip of one frame is that frame, to be doubled."""
-        episodes, rows = self.windows.sample(rng, n)
-        return torch.from_numpy(_gather(self.frames, episodes, rows))
-
-    def sample_states(
-        self, rng: np.random.Generator, n: int
-    ) -> tuple[UInt8[Tensor, "n height width 3"], Float[Tensor, "n 7"]]:
-        """Returns n random frames, of all in memory, and proprio at them."""
-        places = rng.integers(self.num_frames, size=n)
-        episodes = np.searchsorted(self._ends, places, side="right")
-        rows = places - self._ends[episodes]  # counted from the end of the episode
-        frames = _gather(self.frames, episodes, rows)
-        return torch.from_numpy(frames), torch.from_numpy(_gather(self.proprio, episodes, rows))
-
-
-def _gather(arrays: list[np.ndarray], episodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return np.stack([arrays[e][r] for e, r in zip(episodes, rows, strict=True)])
-
-
 def pretrain(
     *,
     build_encoder: Callable[[], VideoEncoder],
+    build_objective: Callable[..., Objective],
     source: Source,
     run: Path,
     camera: str,
-    clip_frames: int,
-    levels: list[int],
-    predictor_dim: int,
-    predictor_depth: int,
-    predictor_heads: int,
-    context_loss_weight: float,
-    ema: tuple[float, float],
     schedule: Schedule,
     batch_size: int,
     weight_decay: float,
@@ -207,11 +86,12 @@ def pretrain(
     crop: Crop = "none",
     model_hz: float | None = None,
     frames_in_memory: int | None = None,
-    masked_weight: float = 1.0,
+    objective_weight: float = 1.0,
     state_weight: float = 0.0,
     state_batch_size: int | None = None,
     merge: int = 2,
     precision: Precision = "auto",
+    collapse: CollapseLimits | None = None,
 ) -> PretrainResult:
     """Trains an encoder on the frames of recordings and writes it to `run/encoder`.
 
@@ -220,180 +100,118 @@ def pretrain(
 
     Args:
         build_encoder: Makes the encoder; it is called with torch seeded by `seed`.
+        build_objective: Makes the objective, given `encoder` and `grid_size`; called after it.
         source: Recordings of any format.
         run: Folder for state, metrics, curves and the encoder.
         camera: Camera whose frames are used.
-        clip_frames: Frames of a clip; 1 doubles a single frame, as the world model does.
-        levels: Encoder blocks whose outputs are context and target.
-        predictor_dim: Width of the mask predictor.
-        predictor_depth: Its depth.
-        predictor_heads: Its attention heads.
-        context_loss_weight: Weight of the loss at visible tokens.
-        ema: Momentum of the target encoder at the first and at the last step.
         schedule: Learning rate and number of steps.
-        batch_size: Clips a step.
+        batch_size: Windows a step.
         weight_decay: AdamW weight decay.
         validation_fraction: Share of episodes kept for the probe.
         seed: Seed of initialisation, batches and masks.
         device: "auto", "cpu" or "cuda".
-        log_every: Steps between metric lines.
+        log_every: Steps between metric lines, with a measurement of collapse each.
         save_every: Steps between saved states.
         image_size: Height and width that frames are brought to; None keeps square frames.
         crop: How, see `worldmodel.images`.
         model_hz: Model steps per second; None takes every row of the recordings at their own rate.
         frames_in_memory: About how many frames to keep in memory, of randomly chosen episodes (49
             kB each of 128 pixels); None keeps all.
-        masked_weight: Weight of masked latent prediction; 0 leaves it out.
-        state_weight: Weight of state reading: proprio at a frame, read from its latents by a small
-            head that is thrown away; 0 leaves it out.
-        state_batch_size: Frames whose state is read, a step; None is as many as clips.
+        objective_weight: Weight of the objective; 0 leaves it out.
+        state_weight: Weight of state reading, see `worldmodel.objectives.state_reading`; 0 leaves
+            it out.
+        state_batch_size: Frames whose state is read, a step; None is as many as windows.
         merge: Side of the square of tokens joined into one before head and probe, as in planning.
         precision: See `worldmodel.training.autocast`.
+        collapse: When a collapsed run is stopped; None is the default limits.
 
     Raises:
         ValueError: Steps are to be made, but neither loss has a weight.
+        CollapseError: The encoder hardly tells pictures apart any more.
     """
-    if schedule.steps and not masked_weight and not state_weight:
+    if schedule.steps and not objective_weight and not state_weight:
         raise ValueError(
-            "masked_weight and state_weight are both 0, so there is nothing to learn; set one, "
+            "objective_weight and state_weight are both 0, so there is nothing to learn; set one, "
             "or schedule.steps=0 for an encoder with its first weights"
         )
     num_states = batch_size if state_batch_size is None else state_batch_size
     where = select_device(device)
     view = View(source, camera, model_hz=model_hz, image_size=image_size, crop=crop)
     train_ids, validation_ids = split_episodes(source.ids(), validation_fraction, seed=0)
-    clips = Clips(
-        view,
-        train_ids,
-        clip_frames=clip_frames,
-        frames_in_memory=frames_in_memory,
-        seed=seed,
-    )
-    height = clips.frames[0].shape[1]
+    clips = read_clips(view, train_ids, frames_in_memory=frames_in_memory, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = build_encoder()
-        predictor = MaskPredictor(
-            context_dim=encoder.embed_dim * len(levels),
-            target_dim=encoder.embed_dim * len(levels),
-            embed_dim=predictor_dim,
-            depth=predictor_depth,
-            num_heads=predictor_heads,
-        )
-        head = None
+        side = clips.image_size // encoder.patch_size
+        objective = build_objective(encoder=encoder, grid_size=(side, side))
+        terms = {"objective": Term(objective, objective_weight, batch_size)}
         if state_weight:
-            head = StateHead(
-                latent_dim=encoder.embed_dim * merge**2,
-                num_tokens=(height // encoder.patch_size // merge) ** 2,
-            )
-            head.set_scales(torch.from_numpy(np.concatenate(clips.proprio)))
-            head = head.to(where)
-    encoder, predictor = encoder.to(where), predictor.to(where)
-    target = copy.deepcopy(encoder).requires_grad_(False)
-    trained = [encoder, predictor] if head is None else [encoder, predictor, head]
-    optimizer = make_optimizer(trained, weight_decay=weight_decay)
+            reading = StateReading(encoder=encoder, grid_size=(side, side), merge=merge)
+            terms["state"] = Term(reading, state_weight, num_states)
+        model = Pretraining(encoder=encoder, terms=terms, clips=clips).to(where)
+    optimizer = make_optimizer([model], weight_decay=weight_decay)
 
-    state = load_state(run)
     first = 1
+    state = load_state(run)
     if state is not None:
+        if "model" not in state:
+            raise ValueError(
+                f"the state in {run} is of an earlier version of this program and cannot be gone "
+                "on with; name another run folder"
+            )
         first = state["step"] + 1
-        encoder.load_state_dict(state["encoder"])
-        predictor.load_state_dict(state["predictor"])
-        target.load_state_dict(state["target"])
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        if head is not None:
-            head.load_state_dict(state["state_head"])
     log = MetricsLog(run, resume_step=first - 1)
+    guard = CollapseGuard(collapse or CollapseLimits(), remedy=model.remedy)
+    guard.replay(log.read())
+    pictures = clips.pictures(SPREAD_PICTURES, seed=seed).to(where)
 
     bar = tqdm(
         range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="pretrain"
     )
     for step in bar:
-        rng, generator = step_generators(seed, step)
         set_learning_rate(optimizer, schedule(step))
         optimizer.zero_grad(set_to_none=True)
+        drawn = model.draw(*step_generators(seed, step))
+        batch = {name: values.to(where) for name, values in model.load(drawn).items()}
         metrics = {"learning_rate": schedule(step), "loss": 0.0}
-        if masked_weight:
-            clip = to_clip(clips.sample(rng, batch_size).to(where), encoder.tubelet_size)
-            grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
-            metrics |= {"loss_hidden": 0.0, "loss_context": 0.0}
-            with autocast(where, precision):
-                targets = target_features(target, clip, levels)
-            for spec in (SHORT_RANGE, LONG_RANGE):
-                kept, hidden = sample_masks(
-                    spec, batch_size=batch_size, grid=grid, generator=generator
-                )
-                with autocast(where, precision):
-                    masked = masked_loss(
-                        encoder,
-                        predictor,
-                        clip,
-                        targets,
-                        kept=kept.to(where),
-                        hidden=hidden.to(where),
-                        levels=levels,
-                    )
-                loss = masked_weight * (masked.hidden + context_loss_weight * masked.context) / 2
-                loss.backward()
-                metrics["loss"] += loss.item()
-                metrics["loss_hidden"] += masked.hidden.item() / 2
-                metrics["loss_context"] += masked.context.item() / 2
-            # Spread of a token's features over the batch: near zero means the encoder collapsed.
-            metrics["target_std"] = float(targets.std(dim=0).mean())
-        if head is not None:
-            frames, proprio = (x.to(where) for x in clips.sample_states(rng, num_states))
-            with autocast(where, precision):
-                read = state_loss(head, encode_frames(encoder, frames, merge), proprio)
-            loss = state_weight * read.total
-            loss.backward()
-            metrics["loss"] += loss.item()
-            metrics |= {
-                "loss_position": read.position.item(),
-                "loss_rotation": read.rotation.item(),
-                "loss_gripper": read.gripper.item(),
-            }
+        for loss in under_autocast(model.losses(batch), where, precision):
+            loss.total.backward()
+            metrics["loss"] += loss.total.item()
+            for name, value in loss.parts.items():
+                metrics[f"loss_{name}"] = metrics.get(f"loss_{name}", 0.0) + value.item()
         optimizer.step()
-        update_ema(target, encoder, ema[0] + (ema[1] - ema[0]) * step / schedule.steps)
-        if step % log_every == 0 or step == schedule.steps:
-            log.write(step, metrics)
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}")
-        if step % save_every == 0 or step == schedule.steps:
-            save_state(
-                run,
-                {
-                    "step": step,
-                    "encoder": encoder.state_dict(),
-                    "predictor": predictor.state_dict(),
-                    "target": target.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "state_head": head.state_dict() if head is not None else {},
-                },
-            )
+        model.after_step(step, schedule.steps)
+        last = step == schedule.steps
+        if step % log_every == 0 or last:
+            with autocast(where, precision):
+                spread = measure_spread(features(model.kept, pictures))
+            log.write(step, {**metrics, **asdict(spread)})
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", rank=f"{spread.effective_rank:.1f}")
+            if guard.collapsed(step, spread):
+                draw_curves(log.read(), run)
+                raise CollapseError(guard.message())
+        if step % save_every == 0 or last:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(run, {"step": step, **saved})
 
     lines = log.read()
-    plot_metrics(
-        lines,
-        run / "curves.png",
-        groups={
-            "loss": ["loss_hidden", "loss_context"],
-            "state read": ["loss_position", "loss_rotation", "loss_gripper"],
-            "spread of targets": ["target_std"],
-            "learning rate": ["learning_rate"],
-        },
-        title="pretraining",
-    )
-    probe = probe_errors(target, view, train_ids, validation_ids, merge=merge, device=where)
+    draw_curves(lines, run)
+    probe = probe_errors(model.kept, view, train_ids, validation_ids, merge=merge, device=where)
+    left_out = len(train_ids) - len(clips.frames)
     tail = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
     checkpoint.save_encoder(
-        target,
+        model.kept,
         run / "encoder",
-        image_size=height,
+        image_size=clips.image_size,
         provenance={
             "trained_by": "worldmodel pretrain",
             "episodes": len(clips.frames),
-            "episodes_left_out": len(train_ids) - len(clips.frames),
+            "episodes_left_out": left_out,
             "frames": clips.num_frames,
-            "masked_weight": masked_weight,
+            "objective": type(objective).__name__,
+            "objective_weight": objective_weight,
             "state_weight": state_weight,
             "state_batch_size": num_states,
             "steps": schedule.steps,
@@ -411,57 +229,41 @@ def pretrain(
         probe_error_cm=probe.position_cm,
         probe_gripper_error=probe.gripper,
         episodes=len(clips.frames),
-        episodes_left_out=len(train_ids) - len(clips.frames),
+        episodes_left_out=left_out,
         frames=clips.num_frames,
     )
 
 
-def to_clip(
-    frames: UInt8[Tensor, "batch frames height width 3"], tubelet_size: int
-) -> Float[Tensor, "batch 3 clip_frames height width"]:
-    """Returns normalised clips, channels before time; a single frame fills one tubelet."""
-    clip = normalise_rgb(frames).transpose(1, 2)
-    return clip.expand(-1, -1, tubelet_size, -1, -1) if clip.shape[2] == 1 else clip
+def under_autocast(
+    losses: Iterator[Loss], device: torch.device, precision: Precision
+) -> Iterator[Loss]:
+    """Yields the losses, each computed under autocast, while gradients are taken outside of it."""
+    while True:
+        with autocast(device, precision):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss
 
 
 @torch.no_grad()
-def update_ema(target: torch.nn.Module, online: torch.nn.Module, momentum: float) -> None:
-    """Moves every parameter of `target` towards `online`."""
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, 1 - momentum)
+def features(
+    encoder: VideoEncoder, pictures: UInt8[Tensor, "n height width 3"], at_once: int = 64
+) -> Float[Tensor, "n tokens dim"]:
+    """Returns the tokens of single pictures, normed as a world model norms them."""
+    return torch.cat([encode_frames(encoder, part) for part in pictures.split(at_once)])
 
 
-@torch.inference_mode()
-def probe_errors(
-    encoder: VideoEncoder,
-    view: View,
-    train_ids: list[int],
-    validation_ids: list[int],
-    *,
-    merge: int,
-    device: torch.device,
-    max_episodes: int = 100,
-) -> ProbeErrors:
-    """Returns how well linear probes of the latents know the arm on held-out episodes.
-
-    The latents are those a planner sees. Without held-out episodes the errors are NaN.
-    """
-
-    def features(ids: list[int]) -> tuple[Tensor, Tensor]:
-        latents, states = [], []
-        for i in ids[:max_episodes]:
-            frames, proprio, _, _ = view.read(i)
-            seen = encode_frames(encoder, torch.from_numpy(frames[::2]).to(device), merge)
-            latents.append(seen.flatten(1).cpu())
-            states.append(torch.from_numpy(proprio[::2]))
-        return torch.cat(latents), torch.cat(states)
-
-    if not validation_ids:
-        return ProbeErrors(float("nan"), float("nan"))
-    probe = fit_linear_probe(*features(train_ids))
-    latents, states = features(validation_ids)
-    error = probe(latents) - states
-    return ProbeErrors(
-        position_cm=100 * float(error[:, POSITION].norm(dim=-1).mean()),
-        gripper=float(error[:, GRIPPER].abs().mean()),
-    )
+def draw_curves(lines: list[dict[str, Any]], run: Path) -> None:
+    """Draws the metrics of a run to `run/curves.png`, one panel for each thing they are about."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    state = [f"loss_{name}" for name in ("position", "rotation", "gripper")]
+    objective = [name for name in names if name.startswith("loss_") and name not in state]
+    groups = {
+        "loss": objective or ["loss"],
+        "state read": state,
+        "effective rank": ["effective_rank"],
+        "spread of features": ["feature_std", "feature_std_min", "feature_cosine"],
+        "learning rate": ["learning_rate"],
+    }
+    plot_metrics(lines, run / "curves.png", groups=groups, title="pretraining")
