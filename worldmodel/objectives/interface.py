@@ -104,7 +104,7 @@ class Objective(nn.Module, ABC):
             batch: The windows of this process.
         """
 
-    def set_scales(self, proprio: Sequence[Float[Tensor, "n 7"]]) -> None:  # noqa: B027
+    def set_scales(self, proprio: Sequence[Float[Tensor, "_ 7"]]) -> None:  # noqa: B027
         """Sets input scales, if there are any, from the states of each training episode."""
 
     def after_step(self, encoder: VideoEncoder, step: int, steps: int) -> None:  # noqa: B027

@@ -94,7 +94,7 @@ class LeWorldModel(Objective):
         self.predicted_projector = Projector((latent_dim, projector_dim, latent_dim), nn.GELU)
 
     @torch.no_grad()
-    def set_scales(self, proprio: Sequence[Float[Tensor, "n 7"]]) -> None:
+    def set_scales(self, proprio: Sequence[Float[Tensor, "_ 7"]]) -> None:
         """Sets the scale of each axis of the actions."""
         actions = torch.cat(
             [action_between(p[:-s], p[s:]) for p in proprio for s in self.strides if len(p) > s]

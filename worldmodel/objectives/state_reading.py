@@ -40,7 +40,7 @@ class StateReading(Objective):
             num_tokens=(rows // merge) * (columns // merge),
         )
 
-    def set_scales(self, proprio: Sequence[Float[Tensor, "n 7"]]) -> None:
+    def set_scales(self, proprio: Sequence[Float[Tensor, "_ 7"]]) -> None:
         """Sets mean and scale of the states that are read."""
         self.head.set_scales(torch.cat(list(proprio)))
 

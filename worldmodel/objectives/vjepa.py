@@ -102,7 +102,7 @@ def clip_grid(
 
 def draw_masks(
     n: int, grid: tuple[int, int, int], generator: torch.Generator
-) -> dict[str, Int[Tensor, "batch ids"]]:
+) -> dict[str, Int[Tensor, "batch _"]]:
     """Returns the ids of the tokens kept and hidden in each of the two groups of masks."""
     drawn = {}
     for group, spec in MASK_GROUPS.items():
