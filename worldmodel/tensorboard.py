@@ -7,7 +7,7 @@ summary.proto). Of their fields only these are needed:
              7 session_log: SessionLog {1 status: enum, START = 1}
     Summary  1 value: Value, repeated {1 tag: string   2 simple_value: float}
 
-`tensorboard --logdir runs` shows them; it is a program of 50 MB that nothing here needs.
+`tensorboard --logdir runs` shows them; it is a program of 60 MB that nothing here needs.
 """
 
 import os

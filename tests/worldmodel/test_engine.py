@@ -30,6 +30,7 @@ from worldmodel.training import Schedule
 
 TEN_STEPS = Schedule(name="wsd", peak=0.05, steps=10, warmup_steps=2)
 CPU = torch.device("cpu")
+EXACT = Execution(precision="float32")
 
 
 class Block(nn.Module):
@@ -102,7 +103,7 @@ def fit_line(
     *,
     schedule: Schedule = TEN_STEPS,
     batch_size: int = 16,
-    execution: Execution | None = None,
+    execution: Execution = EXACT,
     clip_norm: float | None = None,
     validate_every: int | None = 2,
     save_every: int = 3,
@@ -149,7 +150,7 @@ class StoppedTask(LineTask):
 
 def test_a_task_of_a_few_lines_is_learned(tmp_path: Path) -> None:
     schedule = Schedule(name="cosine", peak=0.05, steps=200, warmup_steps=5)
-    fitted = fit_line(tmp_path, LineTask(), schedule=schedule, validate_every=None)
+    fitted = fit_line(tmp_path, LineTask(), schedule=schedule, validate_every=None, save_every=150)
     assert fitted.metrics["held_out"] < 1e-3 < fitted.lines[0]["loss"]
     assert [line["step"] for line in fitted.lines] == list(range(1, 201))
     assert fitted.lines[-1]["held_out"] == fitted.metrics["held_out"]
@@ -187,7 +188,9 @@ def test_a_run_cut_anywhere_goes_on_as_if_it_had_not_been(tmp_path: Path, after:
 def test_a_batch_in_parts_is_the_same_run(tmp_path: Path) -> None:
     whole, parts = LineTask(), LineTask()
     expected = fit_line(tmp_path / "whole", whole)
-    fitted = fit_line(tmp_path / "parts", parts, execution=Execution(accumulate=4))
+    fitted = fit_line(
+        tmp_path / "parts", parts, execution=Execution(precision="float32", accumulate=4)
+    )
     for line, other in zip(fitted.lines, expected.lines, strict=True):
         assert line == pytest.approx(other, rel=1e-4)
     assert [len(rows) for rows in parts.seen] == [4] * 40
@@ -199,7 +202,7 @@ def test_blocks_computed_twice_are_the_same_run_bit_for_bit(tmp_path: Path) -> N
     calls = []
     task.module.block.register_forward_hook(lambda *_: calls.append(1))
     expected = fit_line(tmp_path / "once", LineTask(), validate_every=None)
-    twice = Execution(activation_checkpointing=True)
+    twice = Execution(precision="float32", activation_checkpointing=True)
     fitted = fit_line(tmp_path / "twice", task, execution=twice, validate_every=None)
     assert fitted.lines == expected.lines
     inner = []
@@ -239,7 +242,7 @@ def test_the_best_weights_are_those_of_their_step(tmp_path: Path) -> None:
     twin = LineTask()
     twin.module.load_state_dict(kept)
     loss = twin.module.eval()({"x": twin.x, "y": twin.y})["loss"]
-    assert float(loss) == pytest.approx(fitted.best.meta["held_out"], rel=1e-5)
+    assert loss.item() == pytest.approx(fitted.best.meta["held_out"], rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_only_the_bad_part_of_a_batch_is_named(tmp_path: Path) -> None:
             tmp_path,
             task,
             schedule=Schedule(name="wsd", peak=0.01, steps=99, warmup_steps=0),
-            execution=Execution(accumulate=16),
+            execution=Execution(precision="float32", accumulate=16),
         )
     assert "The batch is of point 17. " in str(raised.value)
 
@@ -312,7 +315,9 @@ def test_too_little_memory_names_the_settings_that_help(
     tmp_path: Path, error: BaseException
 ) -> None:
     with pytest.raises(TrainingError) as raised:
-        fit_line(tmp_path, HungryTask(error), execution=Execution(accumulate=2))
+        fit_line(
+            tmp_path, HungryTask(error), execution=Execution(precision="float32", accumulate=2)
+        )
     assert "out of memory at step 1 with 8 rows at once (batch_size=16" in str(raised.value)
     assert "accumulate=4: the same run, 4 at once" in str(raised.value)
     assert "activation_checkpointing=true" in str(raised.value)
@@ -333,7 +338,7 @@ class IdleLosses(LineLosses):
 class IdleTask(LineTask):
     def __init__(self) -> None:
         super().__init__()
-        self.module = IdleLosses()
+        self.module, self.average = IdleLosses(), IdleLosses().requires_grad_(False)
 
 
 def test_weights_that_nothing_trains_are_named(tmp_path: Path) -> None:
@@ -359,7 +364,7 @@ def test_a_task_can_stop_its_run(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     message = r"batch_size=16 must be a multiple of 3: 1 processes times accumulate=3"
     with pytest.raises(ValueError, match=message):
-        fit_line(tmp_path, LineTask(), execution=Execution(accumulate=3))
+        fit_line(tmp_path, LineTask(), execution=Execution(precision="float32", accumulate=3))
     with pytest.raises(ValueError, match="5 rows of 'row' cannot be shared out in 2"):
         rows_of({"row": np.arange(5)}, part=0, parts=2)
 
