@@ -92,4 +92,5 @@ def test_what_is_not_measured_yet_is_left_out(tmp_path: Path) -> None:
     write_json(encoder.folder / "done.json", {"identity": encoder.identity})
     row = benchmark.row_of("lewm", calls, 5)
     assert (row["probe_error_cm"], row["effective_rank"]) == (1.25, 9.0)
-    assert "| lewm | 5 | 1.25 | 0.5 | 9 |" in benchmark.table([row])
+    (cells,) = (line for line in benchmark.table([row]).splitlines() if "lewm" in line)
+    assert [cell.strip() for cell in cells.split("|")][1:6] == ["lewm", "5", "1.25", "0.5", "9"]

@@ -86,9 +86,10 @@ def test_two_processes_have_the_loss_and_gradients_of_one(by_two, name: str) -> 
     expected_total, expected = losses_and_gradients(name, lambda batch: batch)
     torch.testing.assert_close(total, expected_total, rtol=1e-5, atol=1e-6)
     assert set(gradients) == set(expected)
+    whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     for key, gradient in expected.items():
-        scale = float(gradient.abs().max())
-        torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-5 * scale + 1e-8)
+        # Some are zero but for rounding, such as that of a bias before a batch normalisation.
+        assert (gradients[key] - gradient).norm() < 1e-3 * gradient.norm() + 1e-5 * whole, key
 
 
 def test_alone_a_sum_is_the_number_itself() -> None:
