@@ -97,7 +97,6 @@ class Stepper:
             self.forward = nn.parallel.DistributedDataParallel(
                 task.module,
                 device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # they do not change
                 gradient_as_bucket_view=True,
             )
         self.optimizer = make_optimizer([task.module], weight_decay=weight_decay)
