@@ -1,7 +1,7 @@
 """What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
 
-`encoder`, `objective`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
-its arguments.
+`encoder`, `objective`, `predictor` and `planner` are groups: one YAML file per choice, naming a
+class and all its arguments.
 """
 
 from dataclasses import dataclass, field
@@ -153,8 +153,13 @@ class PretrainConfig(DataConfig):
     device: str = "auto"
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    accumulate: int = 1  # parts a batch is computed in: less memory; see docs/objectives.md
+    activation_checkpointing: bool = False  # the same run with much less memory, a third slower
+    compile: bool = False  # torch.compile of the encoder's blocks
     log_every: int = 10  # collapse is measured as often
     save_every: int = 100
+    keep_last: int = 2  # states to go on from
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
 
 
 @dataclass

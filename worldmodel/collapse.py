@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.task import TrainingError
 
-class CollapseError(ValueError):
+
+class CollapseError(TrainingError):
     """The encoder that is trained has collapsed."""
 
 
@@ -115,9 +117,12 @@ class CollapseGuard:
 
     def replay(self, lines: Iterable[Mapping[str, float]]) -> None:
         """Takes up what was measured before a run was stopped, from its metric lines."""
-        names = [field.name for field in fields(Spread)]
         for line in lines:
-            self.collapsed(int(line["step"]), Spread(**{name: line[name] for name in names}))
+            self.collapsed_at(int(line["step"]), line)
+
+    def collapsed_at(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Judges the measurement in a metric line."""
+        return self.collapsed(step, Spread(**{f.name: metrics[f.name] for f in fields(Spread)}))
 
     def collapsed(self, step: int, spread: Spread) -> bool:
         """Judges one measurement: whether it is the last of `patience` in a row beyond a limit."""

@@ -1,45 +1,32 @@
 """Pretrains an encoder with any objective of `worldmodel.objectives`, with state reading, or both.
 
-Every step draws a batch for each objective, takes the gradients of its losses, and makes one step
-of the optimizer. While it trains, it measures whether the encoder still tells pictures apart.
+What is trained is in `worldmodel.pretraining`, the loop is `worldmodel.engine`. While it trains, it
+measures whether the encoder still tells pictures apart.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
-from tqdm import tqdm
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, training_state
 from worldmodel.clips import View, read_clips
-from worldmodel.collapse import CollapseError, CollapseGuard, CollapseLimits, measure_spread
+from worldmodel.collapse import CollapseGuard, CollapseLimits
 from worldmodel.data.source import Source
 from worldmodel.data.windows import split_episodes
+from worldmodel.distributed import here, of_first, wait_for_all
 from worldmodel.encoder import VideoEncoder
 from worldmodel.encoder_probes import probe_errors
+from worldmodel.engine import Cadence, Execution, fit
 from worldmodel.images import Crop
-from worldmodel.jepa import encode_frames
-from worldmodel.objectives.interface import Loss, Objective
+from worldmodel.objectives.interface import Objective
 from worldmodel.objectives.state_reading import StateReading
-from worldmodel.pretraining import Pretraining, Term
-from worldmodel.training import (
-    MetricsLog,
-    Precision,
-    Schedule,
-    autocast,
-    load_state,
-    make_optimizer,
-    plot_metrics,
-    save_state,
-    select_device,
-    set_learning_rate,
-    step_generators,
-)
+from worldmodel.pretraining import Pretraining, PretrainTask, Term
+from worldmodel.tracking import Tracker
+from worldmodel.training import MetricsLog, Precision, Schedule, plot_metrics, select_device
 
 SPREAD_PICTURES = 64  # by which collapse is judged
 
@@ -92,11 +79,16 @@ def pretrain(
     merge: int = 2,
     precision: Precision = "auto",
     collapse: CollapseLimits | None = None,
+    keep_last: int = 2,
+    accumulate: int = 1,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    trackers: Sequence[Tracker] = ("tensorboard",),
 ) -> PretrainResult:
     """Trains an encoder on the frames of recordings and writes it to `run/encoder`.
 
     A run folder that already holds a state goes on from it; the loss curve is the same as if it
-    had never stopped.
+    had never stopped. Inside `worldmodel.distributed.joined` the processes share the work.
 
     Args:
         build_encoder: Makes the encoder; it is called with torch seeded by `seed`.
@@ -105,7 +97,7 @@ def pretrain(
         run: Folder for state, metrics, curves and the encoder.
         camera: Camera whose frames are used.
         schedule: Learning rate and number of steps.
-        batch_size: Windows a step.
+        batch_size: Windows a step, over all processes.
         weight_decay: AdamW weight decay.
         validation_fraction: Share of episodes kept for the probe.
         seed: Seed of initialisation, batches and masks.
@@ -124,6 +116,12 @@ def pretrain(
         merge: Side of the square of tokens joined into one before head and probe, as in planning.
         precision: See `worldmodel.training.autocast`.
         collapse: When a collapsed run is stopped; None is the default limits.
+        keep_last: How many states are kept.
+        accumulate: See `worldmodel.engine.Execution`, as for the next two. What looks at the whole
+            batch (SIGReg, Barlow Twins, VICReg) sees one part of it at a time.
+        activation_checkpointing: Whether the encoder's blocks are computed again on the way back.
+        compile: Whether they are compiled.
+        trackers: "tensorboard", "wandb": who is told besides metrics.jsonl.
 
     Raises:
         ValueError: Steps are to be made, but neither loss has a weight.
@@ -149,80 +147,70 @@ def pretrain(
             reading = StateReading(encoder=encoder, grid_size=(side, side), merge=merge)
             terms["state"] = Term(reading, state_weight, num_states)
         model = Pretraining(encoder=encoder, terms=terms, clips=clips).to(where)
-    optimizer = make_optimizer([model], weight_decay=weight_decay)
-
-    first = 1
-    state = load_state(run)
-    if state is not None:
-        if "model" not in state:
-            raise ValueError(
-                f"the state in {run} is of an earlier version of this program and cannot be gone "
-                "on with; name another run folder"
-            )
-        first = state["step"] + 1
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    log = MetricsLog(run, resume_step=first - 1)
     guard = CollapseGuard(collapse or CollapseLimits(), remedy=model.remedy)
-    guard.replay(log.read())
-    pictures = clips.pictures(SPREAD_PICTURES, seed=seed).to(where)
-
-    bar = tqdm(
-        range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="pretrain"
+    if (before := training_state.last(run)) is not None:
+        log = MetricsLog(run, resume_step=before.step) if here().first else None
+        guard.replay(of_first(log.read() if log is not None else []))
+    task = PretrainTask(
+        model,
+        steps=schedule.steps,
+        guard=guard,
+        pictures=clips.pictures(SPREAD_PICTURES, seed=seed).to(where),
+        precision=precision,
     )
-    for step in bar:
-        set_learning_rate(optimizer, schedule(step))
-        optimizer.zero_grad(set_to_none=True)
-        drawn = model.draw(*step_generators(seed, step))
-        batch = {name: values.to(where) for name, values in model.load(drawn).items()}
-        metrics = {"learning_rate": schedule(step), "loss": 0.0}
-        for loss in under_autocast(model.losses(batch), where, precision):
-            loss.total.backward()
-            metrics["loss"] += loss.total.item()
-            for name, value in loss.parts.items():
-                metrics[f"loss_{name}"] = metrics.get(f"loss_{name}", 0.0) + value.item()
-        optimizer.step()
-        model.after_step(step, schedule.steps)
-        last = step == schedule.steps
-        if step % log_every == 0 or last:
-            with autocast(where, precision):
-                spread = measure_spread(features(model.kept, pictures))
-            log.write(step, {**metrics, **asdict(spread)})
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", rank=f"{spread.effective_rank:.1f}")
-            if guard.collapsed(step, spread):
-                draw_curves(log.read(), run)
-                raise CollapseError(guard.message())
-        if step % save_every == 0 or last:
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(run, {"step": step, **saved})
-
-    lines = log.read()
-    draw_curves(lines, run)
+    cadence = Cadence(
+        log_every=log_every, validate_every=log_every, save_every=save_every, keep_last=keep_last
+    )
+    execution = Execution(
+        precision=precision,
+        accumulate=accumulate,
+        activation_checkpointing=activation_checkpointing,
+        compile=compile,
+    )
+    try:
+        lines = fit(
+            task,
+            run=run,
+            schedule=schedule,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            seed=seed,
+            device=where,
+            cadence=cadence,
+            execution=execution,
+            trackers=trackers,
+            name="pretrain",
+        ).lines
+    finally:
+        if here().first:
+            draw_curves(MetricsLog(run, resume_step=schedule.steps).read(), run)
     probe = probe_errors(model.kept, view, train_ids, validation_ids, merge=merge, device=where)
     left_out = len(train_ids) - len(clips.frames)
     tail = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
-    checkpoint.save_encoder(
-        model.kept,
-        run / "encoder",
-        image_size=clips.image_size,
-        provenance={
-            "trained_by": "worldmodel pretrain",
-            "episodes": len(clips.frames),
-            "episodes_left_out": left_out,
-            "frames": clips.num_frames,
-            "objective": type(objective).__name__,
-            "objective_weight": objective_weight,
-            "state_weight": state_weight,
-            "state_batch_size": num_states,
-            "steps": schedule.steps,
-            "batch_size": batch_size,
-            "seed": seed,
-            "device": where.type,
-            "precision": precision,
-            "probe_error_cm": probe.position_cm,
-            "probe_gripper_error": probe.gripper,
-        },
-    )
+    if here().first:
+        checkpoint.save_encoder(
+            model.kept,
+            run / "encoder",
+            image_size=clips.image_size,
+            provenance={
+                "trained_by": "worldmodel pretrain",
+                "episodes": len(clips.frames),
+                "episodes_left_out": left_out,
+                "frames": clips.num_frames,
+                "objective": type(objective).__name__,
+                "objective_weight": objective_weight,
+                "state_weight": state_weight,
+                "state_batch_size": num_states,
+                "steps": schedule.steps,
+                "batch_size": batch_size,
+                "seed": seed,
+                "device": where.type,
+                "precision": precision,
+                "probe_error_cm": probe.position_cm,
+                "probe_gripper_error": probe.gripper,
+            },
+        )
+    wait_for_all()
     return PretrainResult(
         run / "encoder",
         loss=float(np.mean(tail)) if tail else float("nan"),
@@ -232,26 +220,6 @@ def pretrain(
         episodes_left_out=left_out,
         frames=clips.num_frames,
     )
-
-
-def under_autocast(
-    losses: Iterator[Loss], device: torch.device, precision: Precision
-) -> Iterator[Loss]:
-    """Yields the losses, each computed under autocast, while gradients are taken outside of it."""
-    while True:
-        with autocast(device, precision):
-            loss = next(losses, None)
-        if loss is None:
-            return
-        yield loss
-
-
-@torch.no_grad()
-def features(
-    encoder: VideoEncoder, pictures: UInt8[Tensor, "n height width 3"], at_once: int = 64
-) -> Float[Tensor, "n tokens dim"]:
-    """Returns the tokens of single pictures, normed as a world model norms them."""
-    return torch.cat([encode_frames(encoder, part) for part in pictures.split(at_once)])
 
 
 def draw_curves(lines: list[dict[str, Any]], run: Path) -> None:

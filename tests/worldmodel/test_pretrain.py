@@ -251,6 +251,10 @@ def test_a_single_frame_fills_a_tubelet_and_a_clip_stays_as_it_is() -> None:
 class NoTarget(VJepa21):
     """Masked prediction whose target is the encoder itself: equal features cost nothing."""
 
+    def __init__(self, **arguments):  # type: ignore[no-untyped-def]
+        super().__init__(**arguments)
+        self.predictor.requires_grad_(False)
+
     def losses(self, encoder, batch):  # type: ignore[no-untyped-def]
         """Yields what the encoder must learn: that its features do not differ."""
         clip = as_clip(batch.pixels(), encoder.tubelet_size)

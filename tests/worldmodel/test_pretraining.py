@@ -73,6 +73,19 @@ def test_what_is_minimised_is_the_weighted_sum_and_parts_are_unweighted(clips, m
     assert values["loss"] == pytest.approx(sum(totals), rel=1e-6)
 
 
+@pytest.mark.parametrize("make", [MASKED, DYNAMIC])
+def test_gradients_are_those_of_the_losses_one_after_another(clips, make) -> None:
+    one, other = pretraining(clips, make), pretraining(clips, make)
+    batch = one.load(one.draw(*step_generators(0, 1)))
+    for loss in one.losses(batch):
+        loss.total.backward()
+    (other(batch)["loss"] / 4).backward()  # as it is divided when a batch is computed in parts
+    expected = dict(one.named_parameters())
+    for name, parameter in other.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(4 * parameter.grad, expected[name].grad), name
+
+
 def test_a_draw_can_be_shared_out(clips) -> None:
     model = pretraining(clips, DYNAMIC)
     drawn = model.draw(*step_generators(0, 1))

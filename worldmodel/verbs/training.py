@@ -39,6 +39,9 @@ MAY_CHANGE = (
     "workers",
 )
 
+# Objectives that look at the whole batch see one accumulated part of it.
+PRETRAIN_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name != "accumulate")
+
 
 def encode(config: "DictConfig", *, call: Call) -> int:
     """Caches the latents of recordings."""
@@ -116,38 +119,55 @@ def _build_latents(
 
 
 def pretrain(config: "DictConfig", *, call: Call) -> int:
-    """Trains an encoder."""
+    """Trains an encoder, by one process or by those that torchrun started."""
     from worldmodel.collapse import CollapseLimits
+    from worldmodel.distributed import here, joined, of_first
+    from worldmodel.engine import TrainingError
     from worldmodel.pretrain import pretrain
 
-    source = open_recordings(config)
-    set_threads(config)
-    run = open_folder("pretrain", config)
-    result = pretrain(
-        build_encoder=build(config.encoder, _partial_=True),
-        build_objective=build(config.objective),
-        source=source,
-        run=run,
-        camera=config.camera,
-        image_size=config.image_size,
-        crop=config.crop,
-        model_hz=config.model_hz,
-        frames_in_memory=config.frames_in_memory,
-        objective_weight=config.objective_weight,
-        state_weight=config.state_weight,
-        state_batch_size=config.state_batch_size,
-        merge=config.merge,
-        precision=config.precision,
-        collapse=CollapseLimits(**config.collapse),
-        schedule=schedule(config),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        device=config.device,
-        log_every=config.log_every,
-        save_every=config.save_every,
-    )
+    with joined() as place:
+        source = open_recordings(config)
+        set_threads(config)
+        opened = None
+        if place.first:
+            opened = open_folder("pretrain", config, may_change=PRETRAIN_MAY_CHANGE)
+        run = of_first(opened)
+        assert run is not None
+        try:
+            result = pretrain(
+                build_encoder=build(config.encoder, _partial_=True),
+                build_objective=build(config.objective),
+                source=source,
+                run=run,
+                camera=config.camera,
+                image_size=config.image_size,
+                crop=config.crop,
+                model_hz=config.model_hz,
+                frames_in_memory=config.frames_in_memory,
+                objective_weight=config.objective_weight,
+                state_weight=config.state_weight,
+                state_batch_size=config.state_batch_size,
+                merge=config.merge,
+                precision=config.precision,
+                collapse=CollapseLimits(**config.collapse),
+                schedule=schedule(config),
+                batch_size=config.batch_size,
+                weight_decay=config.weight_decay,
+                validation_fraction=config.validation_fraction,
+                seed=config.seed,
+                device=config.device,
+                log_every=config.log_every,
+                save_every=config.save_every,
+                keep_last=config.keep_last,
+                accumulate=config.accumulate,
+                activation_checkpointing=config.activation_checkpointing,
+                compile=config.compile,
+                trackers=list(config.trackers),
+            )
+        except TrainingError as error:
+            raise UserError(str(error)) from error
+        if not here().first:
+            return 0
     print(
         f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}"
     )
