@@ -154,7 +154,7 @@ class PredictionTask(Task):
         at_once: int,
         seed: int,
     ):
-        self.module: PredictorLosses = losses
+        self.module, self._losses = losses, losses
         self.windows, self.held_out = windows, held_out
         self.at_once = at_once
         self._validation = held_out.draw(np.random.default_rng(seed), validation_windows)
@@ -170,13 +170,13 @@ class PredictionTask(Task):
     @property
     def clip_groups(self) -> Sequence[nn.Module]:
         """Predictor and state head, so that neither feels the other."""
-        head = self.module.state_head
-        return [self.module.predictor] if head is None else [self.module.predictor, head]
+        predictor, head = self._losses.predictor, self._losses.state_head
+        return [predictor] if head is None else [predictor, head]
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The predictor's transformer blocks."""
-        return list(self.module.predictor.predictor_blocks)
+        return list(self._losses.predictor.predictor_blocks)
 
     def name_rows(self, draw: Draw) -> list[str]:
         """Returns the episodes of windows."""

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel import training_state
@@ -199,7 +200,7 @@ class Stepper:
         parameters = [p for p in group.parameters() if p.requires_grad]
         limit = math.inf if self.clip_norm is None else self.clip_norm
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return float(whole)
 
     def validate(self) -> dict[str, float]:

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from worldmodel.distributed import here, of_first, wait_for_all
 
@@ -80,7 +82,7 @@ def save(
         part.mkdir()
     wait_for_all()
     with _one_process_is_fine():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(part))
+        save_shards(state, storage_writer=FileSystemWriter(part))
     if here().first:
         with (part / META_FILE).open("w") as file:
             json.dump({"step": step, **meta}, file, indent=2)
@@ -134,10 +136,10 @@ def read_weights(saved: Saved, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load(saved: Saved, state: dict[str, Any], *, no_dist: bool) -> None:
-    reader = dcp.FileSystemReader(saved.folder)
+    reader = FileSystemReader(saved.folder)
     try:
         with _one_process_is_fine():
-            dcp.load(state, storage_reader=reader, no_dist=no_dist)
+            load_shards(state, storage_reader=reader, no_dist=no_dist)
     except (CheckpointException, OSError, EOFError) as error:
         cause = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
         raise ValueError(

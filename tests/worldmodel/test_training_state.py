@@ -53,7 +53,7 @@ def test_a_state_that_was_not_finished_is_never_picked_up(
 
     with monkeypatch.context() as patch:
         if moment == "shards":
-            patch.setattr(training_state.dcp.FileSystemWriter, "finish", die)
+            patch.setattr(training_state.FileSystemWriter, "finish", die)
         elif moment == "meta":
             patch.setattr(training_state.json, "dump", die)
         else:
