@@ -127,7 +127,7 @@ def test_every_measure_worsens_when_the_model_is_broken_on_purpose(
 ) -> None:
     good, bad = sound.to_json(), broken[how].to_json()
     assert bad["identity_ratio"] > good["identity_ratio"] + 0.1
-    assert bad["shuffled_action_ratio"] > good["shuffled_action_ratio"] + 0.1
+    assert bad["shuffled_action_ratio"] > good["shuffled_action_ratio"] + 0.05
     last_ratios = [numbers["latent_errors"]["identity_ratios"][-1] for numbers in (good, bad)]
     assert last_ratios[1] > last_ratios[0] + 0.1
     assert bad["action_ranking"]["top1"] < good["action_ranking"]["top1"] - 0.1

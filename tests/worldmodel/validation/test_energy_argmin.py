@@ -93,7 +93,7 @@ def test_the_same_seed_finds_the_same_and_another_nearly_the_same(toy, perfect):
     again = argmin_of(toy.World(), toy.held_out(), windows=8)  # of each three one
     rows = np.unique(np.linspace(0, 23, 8).round().astype(int))
     np.testing.assert_array_equal(again.true, perfect.true[rows])
-    np.testing.assert_allclose(again.found, perfect.found[rows], atol=2e-3)
+    np.testing.assert_allclose(again.found, perfect.found[rows], atol=5e-3)
     for seed, same in ((0, True), (1, False)):
         other = argmin_of(toy.World(), toy.held_out(), windows=8, seed=seed)
         assert np.array_equal(other.found, again.found) == same
