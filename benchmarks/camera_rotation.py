@@ -25,6 +25,7 @@ from worldmodel.checkpoint import load_default
 from worldmodel.cli import compose
 from worldmodel.closed_loop import drive, make_controller
 from worldmodel.data import Episode, EpisodeMetadata, EpisodeStore, open_source
+from worldmodel.envs.cameras import Backend
 from worldmodel.envs.expert import make_policy
 from worldmodel.envs.franka_env import FrankaEnv
 from worldmodel.fleet import Arms
@@ -43,7 +44,7 @@ EPISODES, STEPS, WINDOWS = 16, 14, 64
 SEED = 8_000_000
 
 
-def turned_arms(degrees: float, *, backend: str) -> Arms:
+def turned_arms(degrees: float, *, backend: Backend) -> Arms:
     """Returns one arm whose exterior camera stands `degrees` further, seen from above."""
     env = envs.make("reach", image_size=128, camera=CAMERA, backend=backend)
     inner = env.unwrapped
@@ -119,10 +120,10 @@ def reach(world: JEPA, arms: Arms, rotation: np.ndarray | None, episodes: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Sweep a camera.")
     parser.add_argument("--angles", type=float, nargs="+", default=[-20, -10, -5, 0, 5, 10, 20])
     parser.add_argument("--episodes", type=int, default=12, help="of the planner, an angle")
-    parser.add_argument("--backend", default="auto", help="renderer: auto, gl or ray")
+    parser.add_argument("--backend", default="auto", choices=["auto", "gl", "ray"])
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     arguments = parser.parse_args()
     world, rows = load_default(), []

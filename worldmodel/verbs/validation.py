@@ -77,7 +77,6 @@ def _correction_path(config: "DictConfig", run: Path) -> Path:
 
     if config.correction is not None:
         return Path(config.correction)
-    beside = config.data is not None and config.checkpoint is not None
-    if beside and Path(config.checkpoint).is_dir():
-        return Path(config.checkpoint) / CAMERA_ROTATION_FILE
-    return run / CAMERA_ROTATION_FILE
+    if config.data is None or config.checkpoint is None or not Path(config.checkpoint).is_dir():
+        return run / CAMERA_ROTATION_FILE
+    return Path(config.checkpoint) / CAMERA_ROTATION_FILE
