@@ -16,10 +16,8 @@ from worldmodel.training import (
     Schedule,
     autocast,
     has_fast_bfloat16,
-    load_state,
     make_optimizer,
     plot_metrics,
-    save_state,
     select_device,
     set_learning_rate,
     step_generators,
@@ -139,26 +137,6 @@ def test_the_log_drops_what_came_after_the_step_that_is_resumed(tmp_path: Path) 
 def test_a_fresh_run_forgets_an_older_log(tmp_path: Path) -> None:
     MetricsLog(tmp_path, resume_step=0).write(1, {"loss": 1.0})
     assert MetricsLog(tmp_path, resume_step=0).read() == []
-
-
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    assert load_state(tmp_path) is None
-    module = nn.Linear(3, 2)
-    optimizer = make_optimizer([module], weight_decay=0.1)
-    module(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    save_state(tmp_path, {"step": 4, "optimizer": optimizer.state_dict()})
-    state = load_state(tmp_path)
-    assert state is not None and state["step"] == 4
-    torch.testing.assert_close(state["optimizer"]["state"], optimizer.state_dict()["state"])
-    assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]  # no draft is left
-
-
-def test_a_state_that_was_not_finished_does_not_hurt_the_last_one(tmp_path: Path) -> None:
-    save_state(tmp_path, {"step": 4})
-    (tmp_path / "state.pt.part").write_bytes(b"half")
-    state = load_state(tmp_path)
-    assert state == {"step": 4}
 
 
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch) -> None:
