@@ -181,14 +181,8 @@ def stages(options: argparse.Namespace, steps: dict[str, int]) -> list[Stage]:
             "schedule": {**RATES, **length},
         }
         measures = {"checkpoint": f"{{predictor_{row}}}/model", "device": options.device}
-        few = {
-            "candidates": 4,
-            "windows": 8,
-            "searches": 2,
-            "samples": 8,
-            "iterations": 2,
-            "horizon": 3,
-        }
+        few = {"candidates": 4, "windows": 16, "horizon": 3}
+        few |= {"searches": 8, "samples": 8, "iterations": 2}
         validate = {"data": "{held_out}", **measures, **(few if options.tiny else {})}
         quick = {"steps": 2, "workers": 1} if options.tiny else {}
         reach = {**measures, "task": "reach", "episodes": options.measured, "baselines": False}

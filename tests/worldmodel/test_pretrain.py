@@ -284,6 +284,40 @@ def test_a_collapsing_run_is_stopped_and_says_why(spot_store: Path, tmp_path: Pa
     assert (tmp_path / "curves.png").is_file() and not (tmp_path / "encoder").exists()
 
 
+class Interrupted(Schedule):
+    """A constant rate, and Ctrl-C at the step that stands in place of the last rate."""
+
+    def __call__(self, step: int) -> float:
+        if step == int(self.final):
+            raise KeyboardInterrupt
+        return 1e-2
+
+
+def test_a_collapse_is_counted_over_an_interruption(spot_store: Path, tmp_path: Path) -> None:
+    limits = CollapseLimits(first_step=5, patience=8)
+    collapsing = partial(NoTarget, *MASKED.args, **MASKED.keywords)
+
+    def train(run: Path, interruption: int) -> None:
+        schedule = Interrupted(
+            name="cosine", peak=1e-2, steps=200, warmup_steps=0, final=interruption
+        )
+        run_pretrain(
+            spot_store, run, schedule=schedule, build_objective=collapsing, collapse=limits
+        )
+
+    def last_step(run: Path) -> int:
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+    with pytest.raises(CollapseError):
+        train(tmp_path / "whole", 0)
+    end = last_step(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", end - 1)
+    with pytest.raises(CollapseError):
+        train(tmp_path / "parts", 0)
+    assert last_step(tmp_path / "parts") == end
+
+
 def test_a_healthy_run_is_not_stopped_by_the_default_limits(
     spot_store: Path, tmp_path: Path
 ) -> None:
