@@ -22,8 +22,8 @@ from worldmodel.validate import (
 from worldmodel.validation.held_out import HeldOut, read_held_out
 from worldmodel.verbs.planning import planner_settings
 
-SMALL = {"horizon": 4, "candidates": 8, "searches": 16, "samples": 32, "iterations": 4}
-SMALL |= {"plan_steps": 2, "seed": 0, "progress": False}
+SMALL = {"horizon": 4, "candidates": 8, "searches": 16, "samples": 48, "iterations": 4}
+SMALL |= {"plan_steps": 1, "seed": 0, "progress": False}
 PICTURES = ["action_ranking", "camera_rotation", "energy_argmin", "latent_errors", "open_loop"]
 
 

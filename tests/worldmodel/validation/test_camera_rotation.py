@@ -65,6 +65,16 @@ def test_turning_repairs_the_error_on_recordings_it_was_not_fitted_on():
     assert before < after < 1.1 * before  # a turn that is not there cannot be gained from
 
 
+def test_each_half_of_the_recordings_is_turned_by_what_the_other_half_says():
+    true = moves(20)
+    found = true.copy()
+    for half, degrees in ((slice(0, 10), 60), (slice(10, 20), -60)):
+        found[half, :2] = true[half, :2] @ rotation(degrees)
+    before, after = camera_rotation(found, true, np.repeat([0, 1], 10)).errors_cm()
+    # The halves contradict each other: turned by the other, a move is 120 degrees off.
+    assert after / before == pytest.approx(math.sin(math.radians(60)) / 0.5, rel=1e-6)
+
+
 def test_the_interval_of_the_angle_holds_it_also_where_the_circle_closes():
     for degrees in (25.0, 179.5):
         fitted = fitted_to(rotation(degrees), noise=0.01)
