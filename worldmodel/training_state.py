@@ -70,6 +70,9 @@ def save(
         meta: JSON-able facts, the same in every process.
         keep: How many to keep, 1 or more.
         kind: "step", or "best" for weights only.
+
+    Raises:
+        OSError: It cannot be written, because the disk is full, say.
     """
     if keep < 1:
         raise ValueError(f"keep_last must be 1 or more, got {keep}")
@@ -81,8 +84,16 @@ def save(
             shutil.rmtree(draft)
         part.mkdir()
     wait_for_all()
-    with _one_process_is_fine():
-        save_shards(state, storage_writer=FileSystemWriter(part))
+    try:
+        with _one_process_is_fine():
+            save_shards(state, storage_writer=FileSystemWriter(part))
+    except CheckpointException as error:  # torch wraps whatever happens within
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from error
+        raise OSError(
+            f"the state of step {step} cannot be written to {part}: {causes[0]}"
+        ) from error
     if here().first:
         with (part / META_FILE).open("w") as file:
             json.dump({"step": step, **meta}, file, indent=2)

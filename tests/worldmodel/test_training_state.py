@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from worldmodel import training_state
 from worldmodel.training_state import last, load, read_weights, save, states
@@ -58,8 +57,7 @@ def test_a_state_that_was_not_finished_is_never_picked_up(
             patch.setattr(training_state.json, "dump", die)
         else:
             patch.setattr(Path, "rename", die)
-        # What happens within torch's part comes out as torch's own exception.
-        with pytest.raises((KeyboardInterrupt, CheckpointException)):
+        with pytest.raises(KeyboardInterrupt):
             save_one(tmp_path, 6)
     saved = last(tmp_path)
     assert saved is not None and saved.step == 3
@@ -69,6 +67,16 @@ def test_a_state_that_was_not_finished_is_never_picked_up(
     save_one(tmp_path, 9)
     names = sorted(folder.name for folder in (tmp_path / "state").iterdir())
     assert names == ["step-00000003", "step-00000009"]  # the draft is gone
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training_state.FileSystemWriter, "write_data", fill)
+    with pytest.raises(OSError, match="state of step 6 cannot be written to .*No space left"):
+        save_one(tmp_path, 6)
+    assert last(tmp_path) is None
 
 
 def test_a_state_that_is_made_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
