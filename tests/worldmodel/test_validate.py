@@ -93,7 +93,7 @@ def with_shuffled_action_columns(world: JEPA) -> Mistaken:
     return Mistaken(world, lambda actions: actions[..., [1, 2, 0, 3, 4, 5, 6]])
 
 
-def behind_a_turned_camera(world: JEPA, degrees: float = 50.0) -> Mistaken:
+def behind_a_turned_camera(world: JEPA, degrees: float = 80.0) -> Mistaken:
     angle = math.radians(degrees)
     matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return Mistaken(world, lambda a: torch.cat([a[..., :2] @ matrix.mT, a[..., 2:]], dim=-1))
@@ -133,7 +133,7 @@ def test_every_measure_worsens_when_the_model_is_broken_on_purpose(
     assert bad["action_ranking"]["top1"] < good["action_ranking"]["top1"] - 0.1
     assert bad["action_ranking"]["mean_rank"] > good["action_ranking"]["mean_rank"] + 0.2
     assert bad["argmin_error_cm"] > 1.3 * good["argmin_error_cm"]
-    assert bad["open_loop_score"] < good["open_loop_score"] - 5
+    assert bad["open_loop_score"] < good["open_loop_score"] - 3
 
 
 def test_of_the_shipped_model_behind_a_turned_camera_the_angle_is_found_and_repaired(
@@ -141,7 +141,7 @@ def test_of_the_shipped_model_behind_a_turned_camera_the_angle_is_found_and_repa
 ) -> None:
     astray = broken["behind a turned camera"].camera
     # 16 moves of a model that sees depth badly: the angle is known to some ten degrees.
-    assert astray.angle_deg - sound.camera.angle_deg == pytest.approx(50, abs=25)
+    assert astray.angle_deg - sound.camera.angle_deg == pytest.approx(80, abs=25)
     before, after = astray.errors_cm()
     assert after < 0.85 * before
 

@@ -51,6 +51,19 @@ def test_a_shift_of_one_axis_is_the_bias_of_that_axis_alone(toy):
     assert max(abs(bias["x_cm"]), abs(bias["z_cm"])) < 0.05
 
 
+def test_each_group_is_searched_with_the_others_as_they_were(toy):
+    held_out = toy.held_out()
+
+    def coupled(actions):  # this model takes a turn of the hand for a move along x as well
+        moved = actions.clone()
+        moved[..., 0] += 0.3 * actions[..., 5]
+        return moved
+
+    found = argmin_of(toy.World(coupled), held_out, windows=8, limits=[0.12] * 3 + [0.3] * 4)
+    expected = found.true[:, 0] - 0.3 * found.true[:, 5]
+    np.testing.assert_allclose(found.found[:, 0], expected, atol=3e-3)
+
+
 def test_a_rotation_is_measured_as_the_turn_between_true_and_found(toy):
     further = euler_to_matrix(np.array([0.0, 0.0, np.radians(4.0)]))
 
