@@ -1,7 +1,7 @@
 """What every entry point can be told. A misspelt or mistyped setting is refused by these classes.
 
-`encoder`, `predictor` and `planner` are groups: one YAML file per choice, naming a class and all
-its arguments. So is `robot`, whose files name an adapter of `worldmodel.robots`.
+`encoder`, `objective`, `predictor` and `planner` are groups: one YAML file per choice, naming a
+class and all its arguments. So is `robot`, whose files name an adapter of `worldmodel.robots`.
 """
 
 from dataclasses import dataclass, field
@@ -118,37 +118,48 @@ class EncodeConfig(LatentConfig):
 
 
 @dataclass
+class CollapseConfig:
+    """When a collapsed pretraining is stopped, see `worldmodel.collapse.CollapseLimits`."""
+
+    min_effective_rank: float = 2.0  # of the tokens, at least 1; 1 never stops a run
+    min_std: float = 0.02  # of a feature over pictures; 0 never stops a run
+    max_cosine: float = 0.99  # mean, of pairs of tokens; 1 never stops a run
+    patience: int = 3  # measurements in a row beyond a limit
+    first_step: int = 100  # nothing is judged before it
+
+
+@dataclass
 class PretrainConfig(DataConfig):
-    """Trains an encoder by masked latent prediction, by reading the state, or both."""
+    """Trains an encoder by an objective of self-supervision, by reading the state, or both."""
 
     encoder: Any = MISSING  # group: architecture
+    objective: Any = MISSING  # group: what the encoder learns from
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings
     image_size: int | None = None  # pixels; null is the size of the recordings
     crop: str = "none"  # frames of another size: none refuses, square, squash, eval
-    clip_frames: int = 1  # 1: single frames, doubled, as planning sees them
-    levels: list[int] = field(default_factory=list)  # encoder blocks that are context and target
-    predictor_dim: int = 96
-    predictor_depth: int = 4
-    predictor_heads: int = 3
-    context_loss_weight: float = 0.5
-    ema: list[float] = field(default_factory=lambda: [0.99, 0.999])  # first step, last step
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.04
     frames_in_memory: int | None = None  # about how many; null keeps all (49 kB each of 128 pixels)
-    masked_weight: float = 1.0  # of masked latent prediction
-    state_weight: float = 0.0  # of reading the end-effector's state from a frame
-    state_batch_size: int | None = None  # frames it is read from, a step; null: as many as clips
+    objective_weight: float = 1.0  # of the objective; 0 leaves it out
+    state_weight: float = 0.0  # of reading the end-effector's state from a frame, beside it
+    state_batch_size: int | None = None  # frames it is read from, a step; null: as batch_size
     merge: int = 2  # as in planning: side of the square of tokens joined into one
     precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
     validation_fraction: float = 0.05
     seed: int = 0
     device: str = "auto"
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
-    log_every: int = 10
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    accumulate: int = 1  # parts a batch is computed in: less memory; see docs/objectives.md
+    activation_checkpointing: bool = False  # the same run with much less memory, a third slower
+    compile: bool = False  # torch.compile of the encoder's blocks
+    log_every: int = 10  # collapse is measured as often
     save_every: int = 100
+    keep_last: int = 2  # states to go on from
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
 
 
 @dataclass
@@ -157,15 +168,24 @@ class TrainConfig(LatentConfig):
 
     predictor: Any = MISSING  # group: architecture
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
+    finetune: str | None = None  # world model to go on from: its predictor, in place of the group
+    lora_rank: int | None = None  # low-rank changes of it only; null trains all of it
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
     distance: str = "l2"  # of predictions from what was seen: l1 as published, or l2
+    legacy_rollout: bool = False  # rollout loss with the first release's mistake; to reproduce it
+    standardise: bool = True  # latents, poses and actions; false: as published, as they are
     state_weight: float = 1.0  # of the state head, whose reading of a goal proposes plans; 0: none
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 64
     weight_decay: float = 0.01
+    clip_norm: float | None = 1.0  # of gradients; null clips none
     precision: str = "auto"  # auto is bfloat16 on CUDA and on a CPU with AMX, else float32
+    accumulate: int = 1  # parts a batch is computed in: the same run with less memory
+    activation_checkpointing: bool = False  # the same run with much less memory, a third slower
+    compile: bool = False  # torch.compile of the transformer blocks
+    fsdp: bool = False  # under torchrun: shard weights and optimiser over the processes
     validation_fraction: float = 0.05
     seed: int = 0
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
@@ -173,6 +193,9 @@ class TrainConfig(LatentConfig):
     validate_every: int = 100
     dtype: str = "float32"  # of the stored model: float32, or float16 for half the size
     save_every: int = 100
+    keep_last: int = 2  # states to go on from; the best weights are kept beside them
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
+    compare_with: str | None = None  # world model that the end compares with; null: earlier ones
 
 
 @dataclass
@@ -277,6 +300,38 @@ class SurpriseConfig(DataConfig):
     checkpoint: str | None = None  # world-model folder; null is the shipped model
     device: str = "cpu"
     threads: int | None = None
+    run: str | None = None  # null is a new folder under runs/
+
+
+@dataclass
+class ValidateConfig(DataConfig):
+    """Says without a robot whether a model will plan: on held-out recordings, or fresh ones."""
+
+    data: str | None = None  # held-out recordings; null simulates fresh ones
+    camera: str = "exterior"
+    model_hz: float | None = None  # of a model whose checkpoint states no rate
+    episodes: int = 32  # recordings read at most, or simulated
+    steps: int = 30  # of a simulated one
+    windows: int = 256  # at most; errors and ranks are of all of them
+    horizon: int = 8  # steps imagined from one frame
+    candidates: int = 16  # actions that are ranked, the true one included
+    searches: int = 64  # windows whose energy is searched
+    samples: int = 64  # plans per iteration of a search
+    iterations: int = 6
+    plan_steps: int = 3  # of the open-loop plans
+    # Half the width of the box that is searched, seven numbers [m, rad, gripper]; null: the moves
+    # of the recordings and a quarter more.
+    limits: list[float] | None = None
+    distance: str = "l2"  # of latents: l1 as published, or l2
+    # File of the camera rotation; null is camera_rotation.json beside the checkpoint, or in the run
+    # folder for the shipped model and for simulated recordings.
+    correction: str | None = None
+    backend: str = "auto"  # renderer of simulated ones: auto, gl or ray
+    precision: str = "auto"  # of the model: bfloat16 where the machine is fast at it, else float32
+    seed: int = 0
+    checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
+    device: str = "cpu"
+    threads: int | None = None  # of torch; null is torch's own choice
     run: str | None = None  # null is a new folder under runs/
 
 
@@ -423,6 +478,7 @@ for _name, _schema in {
     "plan": PlanConfig,
     "landscape": LandscapeConfig,
     "surprise": SurpriseConfig,
+    "validate": ValidateConfig,
     "benchmark": BenchmarkConfig,
     "sweep": SweepConfig,
     "recipe": RecipeConfig,

@@ -19,6 +19,7 @@ model and no environment (`interfaces.py` has the protocols and records it speak
     interfaces       protocols and records          split      long planned actions in short steps
     gate             slow, replan or hold          checks     argument checks
                      when surprised
+    camera_rotation  plan behind a camera that stands elsewhere than in training
 """
 
 from worldmodel.planners.cem import CEM

@@ -25,11 +25,12 @@ VERBS = {
     "convert": "write recordings of any format as another format",
     "transcode": "re-encode videos once, so that short pieces are read fast",
     "encode": "cache the latents of recordings",
-    "pretrain": "train an encoder by masked latent prediction",
+    "pretrain": "train an encoder: masked prediction, next latents, two views, or the state",
     "train": "train an action-conditioned predictor on a frozen encoder",
     "plan": "plan to one goal image and show every step",
     "landscape": "draw the energy of small moves: does the model know where it should go?",
     "surprise": "score recordings by what the model did not expect, or test its physics",
+    "validate": "say from held-out recordings, without a robot, whether a model will plan",
     "models": "list published models, download one, or verify a file",
     "evaluate": "measure success over episodes, beside expert, oracle, random and no policy",
     "benchmark": "evaluate every task and variation, and hold the numbers to the targets",
@@ -40,7 +41,7 @@ VERBS = {
     "replay": "make a recorded decision of a drive again and say why it was made",
 }
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
-GROUPS = ("encoder", "predictor", "planner", "robot", "experiment")
+GROUPS = ("encoder", "objective", "predictor", "planner", "robot", "experiment")
 OPTIONS = {"serve": ("robot",), "drive": ("robot",)}  # may be written as --robot NAME, too
 POSITIONAL = {
     "inspect": ("data",),
@@ -61,6 +62,7 @@ FLAGS = {
         "--dry-run": "everything but the sending, and what would have been sent",
         "--yes": "do not ask before the first motion; simulated robots only",
     },
+    "validate": {"--json": "print validation.json alone on standard output"},
 }
 SETTING_OF_FLAG = {"--check": "check=true", "--dry-run": "dry_run=true", "--yes": "yes=true"}
 
@@ -102,6 +104,8 @@ def compose(verb: str, overrides: Sequence[str]) -> "DictConfig":
     for override in overrides:
         if "=" not in override:
             raise UserError(f"expected setting=value, got {override!r}; see worldmodel {verb} -h")
+    # No verb has an experiment by default, and Hydra wants a plus before what is added.
+    overrides = [f"+{o}" if o.startswith("experiment=") else o for o in overrides]
     with initialize_config_module("worldmodel.configs", version_base="1.3"):
         _check_choices(overrides)
         try:
@@ -251,7 +255,7 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     known = [field.name for field in dataclasses.fields(fields)]
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split(".", 1)[0]
-        if name not in known:
+        if name not in known and name != "experiment":
             near = nearest(name, known)
             return f"{verb} has no setting {name!r};{near} it has {', '.join(known)}"
     text = str(error.__cause__ or error).splitlines()[0].strip()

@@ -10,6 +10,7 @@ import torch
 
 from worldmodel.envs.expert import make_policy
 from worldmodel.fleet import Arms, Body, Fleet, Start, View, reset, step
+from worldmodel.planners.camera_rotation import TurnedWorld
 from worldmodel.planners.energy import latent_l1
 from worldmodel.planners.gate import Gate
 from worldmodel.planners.interfaces import ActionBounds, Planner, WorldModel
@@ -47,6 +48,8 @@ class PlannerSettings:
         gripper_snap: A planned gripper change above this is made in full, and a smaller one not
             at all, see `MPC`; None executes what was planned.
         gate: Slows, replans or holds on surprise; None does not look.
+        camera_rotation: Turns the model's horizontal moves into the arm's (2, 2), see
+            `worldmodel.planners.camera_rotation`; None: the camera stands as in training.
         precision: Of the world model: "float32", "bfloat16", or "auto", which is bfloat16 where
             the device is fast at it.
     """
@@ -62,6 +65,7 @@ class PlannerSettings:
     switch: SwitchRule = field(default_factory=SwitchRule)
     gripper_snap: float | None = None
     gate: Gate | None = None
+    camera_rotation: np.ndarray | None = None
     precision: Precision = "auto"
 
 
@@ -94,6 +98,8 @@ def make_controller(
         raise ValueError(
             f"planner.limits must have {ACTION_SIZE} values ({', '.join(AXES)}), got {len(limits)}"
         )
+    if settings.camera_rotation is not None:
+        world = TurnedWorld(world, settings.camera_rotation)
     searched = [x if axis in settings.axes else 0.0 for axis, x in zip(AXES, limits, strict=True)]
     return MPC(
         world,

@@ -1,19 +1,15 @@
-"""Training losses: masked latent prediction for the encoder, latent dynamics for the predictor."""
+"""Training losses: latent dynamics for the predictor, states for the state head."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.encoder import VideoEncoder
-from worldmodel.jepa import JEPA, LATENT_NORM_EPS
-from worldmodel.mask_predictor import MaskPredictor
-from worldmodel.rope import grid_positions
+from worldmodel.jepa import JEPA
 from worldmodel.state_head import POSE_COLUMNS, POSE_GRIPPER, POSE_POSITION, StateHead
-from worldmodel.transformer import take_tokens
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,7 @@ def prediction_loss(
     *,
     rollout_steps: int = 2,
     distance: Distance = "l1",
+    legacy_rollout: bool = False,
 ) -> PredictionLoss:
     """Returns teacher-forcing and rollout loss of a window (Assran et al. 2025, eq. 2 and 3).
 
@@ -59,6 +56,9 @@ def prediction_loss(
         distance: "l1", as published, or "l2", the mean square as in JEPA-WMs (arXiv 2512.24497).
             The L1 of a change that is mostly zero is least for predicting none, and training from
             scratch can stay there; the square cannot.
+        legacy_rollout: Rolls out from the prediction of frame 2 where that of frame 1 belongs, as
+            the first release of V-JEPA 2-AC did (mended upstream on 2025-06-20, and its published
+            weights are older). For reproducing them, and nothing else.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance must be 'l1' or 'l2', got {distance!r}")
@@ -66,8 +66,11 @@ def prediction_loss(
     steps = actions.shape[1]
     if not 1 <= rollout_steps <= steps:
         raise ValueError(f"rollout_steps must be between 1 and {steps}, got {rollout_steps}")
+    if legacy_rollout and steps < 2:
+        raise ValueError("legacy_rollout takes the prediction of frame 2; windows have 2 frames")
     forced = world.predict(latents[:, :-1], proprio[:, :-1], actions)
-    sequence = torch.cat((latents[:, :1], forced[:, :1]), dim=1)  # frame 0 and imagined frame 1
+    seed = forced[:, 1:2] if legacy_rollout else forced[:, :1]
+    sequence = torch.cat((latents[:, :1], seed), dim=1)  # frame 0 and imagined frame 1
     for t in range(2, rollout_steps + 1):
         ahead = world.predict(sequence, proprio[:, :t], actions[:, :t])
         sequence = torch.cat((sequence, ahead[:, -1:]), dim=1)
@@ -118,67 +121,3 @@ def state_loss(
         rotation=error[POSE_COLUMNS].mean(),
         gripper=error[POSE_GRIPPER].mean(),
     )
-
-
-def target_features(
-    encoder: VideoEncoder, clip: Float[Tensor, "batch 3 frames height width"], levels: list[int]
-) -> Float[Tensor, "batch tokens dim"]:
-    """Returns the features masked prediction aims at: several levels, each normed, side by side."""
-    with torch.no_grad():
-        features = encoder.levels(clip, levels)
-    return torch.cat(
-        [F.layer_norm(level.float(), level.shape[-1:], eps=LATENT_NORM_EPS) for level in features],
-        dim=-1,
-    )
-
-
-@dataclass(frozen=True)
-class MaskedLoss:
-    """The two parts of the masked-prediction loss, each a scalar tensor.
-
-    Attributes:
-        hidden: L1 at the hidden tokens.
-        context: L1 at the visible tokens, weighted by how near they are to a hidden one.
-    """
-
-    hidden: Tensor
-    context: Tensor
-
-
-def masked_loss(
-    encoder: VideoEncoder,
-    predictor: MaskPredictor,
-    clip: Float[Tensor, "batch 3 frames height width"],
-    targets: Float[Tensor, "batch tokens dim"],
-    *,
-    kept: Int[Tensor, "batch kept"],
-    hidden: Int[Tensor, "batch hidden"],
-    levels: list[int],
-) -> MaskedLoss:
-    """Returns the V-JEPA 2.1 loss for one group of masks (Mur-Labadia et al. 2026, section 3).
-
-    Args:
-        encoder: The online encoder.
-        predictor: Takes the encoder's `levels`, concatenated.
-        clip: Normalised pixels.
-        targets: `target_features` of the EMA encoder for the whole clip.
-        kept: Ids of the tokens the encoder sees.
-        hidden: Ids of the tokens it must infer.
-        levels: Blocks whose outputs make context and targets.
-    """
-    grid = encoder.grid(clip.shape[2], clip.shape[3], clip.shape[4])
-    context = torch.cat(encoder.levels(clip, levels, keep=kept), dim=-1)
-    at_hidden, at_kept = predictor(context, kept, hidden, grid)
-    hidden_error = (at_hidden - take_tokens(targets, hidden)).abs().mean(-1)
-    kept_error = (at_kept - take_tokens(targets, kept)).abs().mean(-1)
-    weights = context_weights(kept, hidden, grid)
-    return MaskedLoss(hidden=hidden_error.mean(), context=(weights * kept_error).mean())
-
-
-def context_weights(
-    kept: Int[Tensor, "batch kept"], hidden: Int[Tensor, "batch hidden"], grid: tuple[int, int, int]
-) -> Float[Tensor, "batch kept"]:
-    """Returns 1 / sqrt(d), d the distance [tokens] of a visible token to the nearest hidden one."""
-    positions = grid_positions(*grid).to(kept.device)
-    distance = torch.cdist(positions[kept], positions[hidden]).amin(dim=-1)
-    return distance.rsqrt()

@@ -5,22 +5,30 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 CONFIG_FILE = "config.yaml"
 
 
-def open_run(name: str, path: str | None, config_yaml: str) -> Path:
+def open_run(
+    name: str, path: str | None, config_yaml: str, *, may_change: Collection[str] = ()
+) -> Path:
     """Returns the folder of a run, made if needed, with the settings written into it.
 
     Args:
         name: Name of the entry point, the last part of a new folder's name.
         path: An explicit folder, new or to be resumed; None makes a new one under runs/.
         config_yaml: The resolved settings.
+        may_change: Settings that a run may be resumed with other values of.
 
     Raises:
-        ValueError: The folder holds a run with other settings, so going on would mix two runs.
+        ValueError: The folder holds a run with other settings, so going on would mix two runs; the
+            message lists them.
     """
     if path is None:
         folder = _new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
@@ -30,12 +38,37 @@ def open_run(name: str, path: str | None, config_yaml: str) -> Path:
     file = folder / CONFIG_FILE
     started = any(entry.name != CONFIG_FILE for entry in folder.iterdir())
     if started and file.exists() and file.read_text() != config_yaml:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({file}); resume it with those, or choose "
-            "another run=..."
-        )
+        differences = [
+            f"  {key}: {then} in the run, {now} now"
+            for key, (then, now) in differing(file.read_text(), config_yaml).items()
+            if key.partition(".")[0] not in may_change
+        ]
+        if differences:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({file}):\n"
+                + "\n".join(differences)
+                + "\nresume it with those of the run, or choose another run=..."
+            )
     file.write_text(config_yaml)
     return folder
+
+
+def differing(then: str, now: str) -> dict[str, tuple[str, str]]:
+    """Returns the settings, by dotted name, that two YAML texts have different values of."""
+    before, after = (dict(_leaves(yaml.safe_load(text) or {})) for text in (then, now))
+    return {
+        key: (before.get(key, "not set"), after.get(key, "not set"))
+        for key in [*before, *(key for key in after if key not in before)]
+        if before.get(key) != after.get(key)
+    }
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value, default=str)
 
 
 def describe_machine() -> dict[str, object]:

@@ -1,71 +1,38 @@
 """Post-trains the action-conditioned predictor on the cached latents of a frozen encoder.
 
 A state head can be trained beside it, on the frames of the same windows: what it reads from a goal
-proposes where to go. They share nothing but the latents.
+proposes where to go. The loop is that of `worldmodel.engine`, what it trains is
+`worldmodel.prediction_task`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, training_state
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
-from worldmodel.data.windows import WindowIndex, split_episodes
+from worldmodel.data.windows import split_episodes
+from worldmodel.distributed import here
 from worldmodel.encode import LatentJob
+from worldmodel.engine import Cadence, Execution, Fitted, fit
+from worldmodel.finetune import check_fits, continued, merge_low_rank
 from worldmodel.jepa import JEPA
-from worldmodel.losses import DISTANCES, Distance, PredictionLoss, prediction_loss, state_loss
-from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
+from worldmodel.losses import Distance
+from worldmodel.new_world import freeze_unused, new_world, set_input_scales
+from worldmodel.prediction_task import PredictionTask, PredictorLosses, StateError, Windows
 from worldmodel.predictor import ActionConditionedPredictor
-from worldmodel.state_head import MIN_POSE_STD, StateHead
-from worldmodel.training import (
-    MetricsLog,
-    Precision,
-    Schedule,
-    autocast,
-    load_state,
-    make_optimizer,
-    plot_metrics,
-    save_state,
-    select_device,
-    set_learning_rate,
-    step_generators,
-)
+from worldmodel.tracking import Tracker
+from worldmodel.training import Precision, Schedule, plot_metrics, select_device
+from worldmodel.verdict import Rival, verdict_of_run
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
-MIN_LATENT_STD = 0.02  # below this a latent channel is constant and must not be blown up
+SCALE_WINDOWS = 4096  # that the scales of poses and actions are measured on
 VALIDATION_WINDOWS = 512
-MIN_ACTION_STD = 0.01  # [m, rad, gripper]; keeps an axis that never moves from exploding
-GRIPPER_CLOSED = 0.2  # of 1; a gripper further closed than this counts as closed
-
-
-@dataclass(frozen=True)
-class StateError:
-    """How far the states read from held-out frames are off, on average.
-
-    Attributes:
-        x_cm: Of the position, along x.
-        y_cm: Along y.
-        z_cm: Along z.
-        rotation_rad: Angle between the rotation read and the true one.
-        gripper: Of the gripper, of 1.
-        gripper_accuracy: Share of frames in which it is rightly read as open or closed.
-    """
-
-    x_cm: float
-    y_cm: float
-    z_cm: float
-    rotation_rad: float
-    gripper: float
-    gripper_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -73,48 +40,25 @@ class TrainResult:
     """What a training run ends with.
 
     Attributes:
-        checkpoint: Folder of the world model.
+        checkpoint: Folder of the world model, with the last weights.
+        best_checkpoint: Folder of the one with the lowest validation loss; `checkpoint` where that
+            is the last.
         validation_loss: Mean distance of one-step predictions on held-out episodes.
         copy_loss: That of predicting no change, on the same windows.
         shuffled_loss: That with the actions of other windows; near `validation_loss` means that the
             model ignores the action.
         state_error: How far the states read from held-out frames are off; None without a state
             head.
+        verdict: One sentence: better or worse than which checkpoint, on which metric.
     """
 
     checkpoint: Path
+    best_checkpoint: Path
     validation_loss: float
     copy_loss: float
     shuffled_loss: float
     state_error: StateError | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows ready for the loss: latents (B, F, N, D), proprio (B, F, 7), actions (B, F-1, 7)."""
-
-    latents: Tensor
-    proprio: Tensor
-    actions: Tensor
-
-
-class Windows:
-    """Random windows of cached latents at several time scales."""
-
-    def __init__(
-        self, cache: LatentCache, ids: Sequence[int], *, dt: float, frames: int, strides: list[int]
-    ):
-        self.cache = cache
-        self.ids = np.asarray(ids, np.int64)
-        times = [cache.timestamps(i) for i in self.ids]
-        self.index = WindowIndex(times, dt, frames, strides=strides, max_gap=MAX_GAP_STEPS * dt)
-
-    def sample(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
-        """Returns raw latents (n, F, N, D) and proprio (n, F, 7) of n windows."""
-        episodes, frames = self.index.sample(rng, n)
-        latents = self.cache.gather(self.ids[episodes], frames)
-        proprio = self.cache.gather_proprio(self.ids[episodes], frames)
-        return torch.from_numpy(latents), torch.from_numpy(proprio)
+    verdict: str
 
 
 def train(
@@ -136,15 +80,28 @@ def train(
     log_every: int,
     validate_every: int,
     save_every: int,
+    keep_last: int = 2,
     dtype: Literal["float32", "float16"] = "float32",
     distance: Distance = "l1",
+    legacy_rollout: bool = False,
     state_weight: float = 1.0,
+    standardise: bool = True,
+    clip_norm: float | None = 1.0,
     precision: Precision = "auto",
+    accumulate: int = 1,
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    fsdp: bool = False,
+    trackers: Sequence[Tracker] = ("tensorboard",),
+    compare_with: str | None = None,
+    finetune: str | None = None,
+    lora_rank: int | None = None,
+    rate_was_chosen: bool = False,
 ) -> TrainResult:
     """Trains a predictor, and a state head beside it, and writes them to `run/model`.
 
     A run folder that already holds a state goes on from it; the loss curve is the same as if it
-    had never stopped.
+    had never stopped. Inside `worldmodel.distributed.joined` the processes share the work.
 
     Args:
         build_predictor: Makes the predictor, given `latent_dim` and `grid_size`; it is called with
@@ -159,7 +116,7 @@ def train(
             is drawn k times as often.
         rollout_steps: Steps of the rollout loss.
         schedule: Learning rate and number of steps.
-        batch_size: Windows a step.
+        batch_size: Windows a step, over all processes.
         weight_decay: AdamW weight decay.
         validation_fraction: Share of episodes held out.
         seed: Seed of initialisation and batches.
@@ -167,17 +124,32 @@ def train(
         log_every: Steps between metric lines.
         validate_every: Steps between validations.
         save_every: Steps between saved states.
+        keep_last: How many states are kept; the best weights are kept beside them.
         dtype: Precision of the stored model.
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
+        legacy_rollout: The rollout loss with the mistake of the first release, see there.
         state_weight: Weight of the loss of the state head, which learns nothing from the predictor,
             nor the predictor from it; 0 trains none.
+        standardise: Whether latents, poses and actions are standardised over the training set; if
+            not, they enter as they are, as published.
+        clip_norm: Norm that the gradients of predictor and head are clipped to; None clips none.
         precision: See `worldmodel.training.autocast`.
+        accumulate: See `worldmodel.engine.Execution`, as for the next three.
+        activation_checkpointing: Whether blocks are computed again on the way back.
+        compile: Whether blocks are compiled.
+        fsdp: Whether weights are sharded over the processes.
+        trackers: "tensorboard", "wandb": who is told besides metrics.jsonl.
+        compare_with: World-model folder that the last sentence compares with; None compares with
+            the earlier validations of this run.
+        finetune: World-model folder, or "default", to go on from, in place of `build_predictor`:
+            its predictor, latent scales and state head are kept, see `worldmodel.finetune`.
+        lora_rank: Of the changes of its large matrices; None trains all of it.
+        rate_was_chosen: Whether the rate of the latents was asked for; if not, it must be that of
+            the model to go on from.
     """
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
     where = select_device(device)
-    frozen, image_size = job.encode.encoder, job.encode.image_size
-    merge, pool = job.encode.merge, job.recipe.pool
     train_ids, validation_ids = split_episodes(latents.ids.tolist(), validation_fraction, seed=0)
     if not validation_ids:
         raise ValueError(
@@ -187,121 +159,161 @@ def train(
     dt = 1 / latents.hz
     windows = Windows(latents, train_ids, dt=dt, frames=window, strides=strides)
     held_out = Windows(latents, validation_ids, dt=dt, frames=window, strides=strides)
+    poses = windows.proprio(windows.draw(np.random.default_rng(seed), SCALE_WINDOWS))
 
-    side = image_size // frozen.patch_size // merge // pool
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        latent_dim = frozen.embed_dim * merge**2
-        predictor = build_predictor(latent_dim=latent_dim, grid_size=(side, side))
-        state_head = None
-        if state_weight:
-            state_head = StateHead(latent_dim=latent_dim, num_tokens=side**2)
-    samples = windows.sample(np.random.default_rng(seed), 4096)[1]
-    world = JEPA(
-        encoder=frozen,
-        predictor=predictor,
-        image_size=image_size,
-        merge=merge,
-        pool=pool,
-        standardise=True,
-        control_hz=latents.hz,
-        crop=job.encode.crop,
-        action_limit=action_between(samples[:, :-1], samples[:, 1:])
-        .abs()
-        .flatten(0, 1)
-        .quantile(0.99, dim=0)
-        .tolist(),
-        state_head=state_head,
+    start = None
+    if finetune is not None:
+        start = checkpoint.load_default() if finetune == "default" else checkpoint.load(finetune)
+        check_fits(
+            start,
+            finetune,
+            job=job,
+            hz=latents.hz,
+            rate_was_chosen=rate_was_chosen,
+            proprio=poses,
+        )
+        if lora_rank is not None and fsdp:
+            raise ValueError("fsdp=true cannot shard low-rank changes; leave out one of the two")
+    elif lora_rank is not None:
+        raise ValueError("lora_rank changes a trained predictor; name one with finetune=...")
+
+    def new_losses() -> tuple[JEPA, PredictorLosses]:
+        if start is not None:
+            world = continued(
+                start,
+                hz=latents.hz,
+                proprio=poses,
+                state_head=state_weight > 0,
+                lora_rank=lora_rank,
+                seed=seed,
+            )
+        else:
+            world = new_world(
+                build_predictor,
+                job=job,
+                hz=latents.hz,
+                proprio=poses,
+                state_head=state_weight > 0,
+                standardise=standardise,
+                seed=seed,
+            )
+            if standardise:
+                set_input_scales(world, latents, train_ids, poses)
+        freeze_unused(world.predictor)
+        losses = PredictorLosses(
+            world,
+            rollout_steps=rollout_steps,
+            distance=distance,
+            state_weight=state_weight,
+            legacy_rollout=legacy_rollout,
+        )
+        return world.to(where), losses
+
+    rival = None
+    if compare_with is not None:
+        rival = Rival.load(compare_with, job=job, held_out=held_out, device=where)
+    task = PredictionTask(
+        new_losses()[1],
+        windows,
+        held_out,
+        validation_windows=VALIDATION_WINDOWS,
+        at_once=min(VALIDATION_WINDOWS, 4 * batch_size // accumulate),
+        seed=seed,
     )
-    set_input_scales(world, latents, train_ids, samples)
-    world = world.to(where)
-    world.encoder.requires_grad_(False)
-    trained = [world.predictor] if state_head is None else [world.predictor, state_head]
-    optimizer = make_optimizer(trained, weight_decay=weight_decay)
-
-    def batch_of(raw: Tensor, proprio: Tensor) -> Batch:
-        proprio = proprio.to(where)
-        z = (raw.to(where).float() - world.latent_mean) / world.latent_std
-        return Batch(z, proprio, action_between(proprio[:, :-1], proprio[:, 1:]))
-
-    def loss_of(batch: Batch) -> PredictionLoss:
-        with autocast(where, precision):
-            return prediction_loss(
+    fitted = fit(
+        task,
+        run=run,
+        schedule=schedule,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=where,
+        cadence=Cadence(
+            log_every=log_every,
+            validate_every=validate_every,
+            save_every=save_every,
+            keep_last=keep_last,
+        ),
+        execution=Execution(
+            precision=precision,
+            accumulate=accumulate,
+            activation_checkpointing=activation_checkpointing,
+            compile=compile,
+            fsdp=fsdp,
+        ),
+        clip_norm=clip_norm,
+        trackers=trackers,
+    )
+    final = fitted.metrics
+    names = {f"state_{f.name}": f.name for f in fields(StateError)}
+    error = None
+    if state_weight:
+        error = StateError(**{name: final[key] for key, name in names.items()})
+    provenance = {
+        "trained_by": "worldmodel train",
+        "encoder": encoder_provenance,
+        "recordings": job.source.path.name,
+        "format": job.source.format,
+        "episodes": len(train_ids),
+        "camera": job.recipe.camera,
+        "crop": job.encode.crop,
+        "quarantined": len(latents.quarantined),
+        "window": window,
+        "strides": list(strides),
+        "rollout_steps": rollout_steps,
+        "legacy_rollout": legacy_rollout,
+        "steps": schedule.steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": where.type,
+        "precision": precision,
+        "distance": distance,
+        "state_weight": state_weight,
+        "finetuned_from": finetune,
+        "lora_rank": lora_rank,
+    }
+    result = TrainResult(
+        checkpoint=run / "model",
+        best_checkpoint=run / ("best" if _earlier_best(fitted) else "model"),
+        validation_loss=final["validation_loss"],
+        copy_loss=final["copy_loss"],
+        shuffled_loss=final["shuffled_loss"],
+        state_error=error,
+        verdict=rival.verdict(final, distance) if rival else verdict_of_run(fitted),
+    )
+    if here().first:
+        exports = [(result.checkpoint, fitted.last, final)]
+        if (best := _earlier_best(fitted)) is not None:
+            exports.append((result.best_checkpoint, best, best.meta))
+        for folder, saved, metrics in exports:
+            # Read from the state, for those of the task may be in shards.
+            world, losses = new_losses()
+            if saved is not None:
+                losses.load_state_dict(training_state.read_weights(saved, losses.state_dict()))
+            merge_low_rank(world.predictor)
+            read = {name: metrics[key] for key, name in names.items() if key in metrics}
+            plain = {k: v for k, v in metrics.items() if k not in names}
+            checkpoint.save(
                 world,
-                batch.latents,
-                batch.proprio,
-                batch.actions,
-                rollout_steps=rollout_steps,
-                distance=distance,
+                folder,
+                provenance={**provenance, "state_error": read or None, **plain},
+                dtype=STORED_DTYPES[dtype],
             )
+        _plot(fitted, run / "curves.png")
+    return result
 
-    first = 1
-    state = load_state(run)
-    if state is not None:
-        first = state["step"] + 1
-        world.predictor.load_state_dict(state["predictor"])
-        optimizer.load_state_dict(state["optimizer"])
-        if state_head is not None:
-            state_head.load_state_dict(state["state_head"])
-    log = MetricsLog(run, resume_step=first - 1)
-    validation = batch_of(*held_out.sample(np.random.default_rng(seed), VALIDATION_WINDOWS))
 
-    @torch.no_grad()
-    def error_of_states() -> StateError | None:
-        if state_head is None:
-            return None
-        with autocast(where, precision):
-            read = state_head(validation.latents.flatten(0, 1))
-        return state_error(read, validation.proprio.flatten(0, 1))
+def _earlier_best(fitted: Fitted) -> training_state.Saved | None:
+    """Returns the best weights, if they are not the last."""
+    if fitted.best is None or fitted.last is None or fitted.best.step == fitted.last.step:
+        return None
+    return fitted.best
 
-    bar = tqdm(
-        range(first, schedule.steps + 1), initial=first - 1, total=schedule.steps, desc="train"
-    )
-    for step in bar:
-        rng, _ = step_generators(seed, step)
-        set_learning_rate(optimizer, schedule(step))
-        batch = batch_of(*windows.sample(rng, batch_size))
-        loss = loss_of(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        metrics = {}
-        if state_head is not None:
-            with autocast(where, precision):
-                frames, states = batch.latents.flatten(0, 1), batch.proprio.flatten(0, 1)
-                read = state_loss(state_head, frames, states).total
-            (state_weight * read).backward()
-            metrics["loss_state"] = read.item()
-        for module in trained:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        last = step == schedule.steps
-        validates = step % validate_every == 0 or last
-        if step % log_every == 0 or validates:
-            metrics |= {
-                "loss_teacher_forcing": loss.teacher_forcing.item(),
-                "loss_rollout": loss.rollout.item(),
-                "learning_rate": schedule(step),
-            }
-            if validates:
-                metrics |= validate(world, validation, loss_of, distance=distance)
-                if (error := error_of_states()) is not None:
-                    metrics |= {f"state_{name}": value for name, value in asdict(error).items()}
-            log.write(step, metrics)
-            bar.set_postfix(loss=f"{metrics['loss_teacher_forcing']:.3f}")
-        if step % save_every == 0 or last:
-            save_state(
-                run,
-                {
-                    "step": step,
-                    "predictor": world.predictor.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "state_head": state_head.state_dict() if state_head is not None else {},
-                },
-            )
 
+def _plot(fitted: Fitted, file: Path) -> None:
     plot_metrics(
-        log.read(),
-        run / "curves.png",
+        fitted.lines,
+        file,
         groups={
             "training loss": ["loss_teacher_forcing", "loss_rollout"],
             "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
@@ -309,97 +321,4 @@ def train(
             "learning rate": ["learning_rate"],
         },
         title="action-conditioned prediction",
-    )
-    final = validate(world, validation, loss_of, distance=distance)
-    error = error_of_states()
-    checkpoint.save(
-        world,
-        run / "model",
-        provenance={
-            "trained_by": "worldmodel train",
-            "encoder": encoder_provenance,
-            "recordings": job.source.path.name,
-            "format": job.source.format,
-            "episodes": len(train_ids),
-            "camera": job.recipe.camera,
-            "crop": job.encode.crop,
-            "quarantined": len(latents.quarantined),
-            "window": window,
-            "strides": list(strides),
-            "steps": schedule.steps,
-            "batch_size": batch_size,
-            "seed": seed,
-            "device": where.type,
-            "precision": precision,
-            "distance": distance,
-            "state_weight": state_weight,
-            "state_error": asdict(error) if error is not None else None,
-            **final,
-        },
-        dtype=STORED_DTYPES[dtype],
-    )
-    return TrainResult(
-        run / "model",
-        final["validation_loss"],
-        final["copy_loss"],
-        final["shuffled_loss"],
-        error,
-    )
-
-
-@torch.no_grad()
-def set_input_scales(
-    world: JEPA, cache: LatentCache, ids: Sequence[int], proprio: Float[Tensor, "n frames 7"]
-) -> None:
-    """Sets latent statistics over the episodes `ids`, and pose and action scales from windows."""
-    moments = cache.moments(ids)
-    world.latent_mean.copy_(torch.as_tensor(moments.mean))
-    world.latent_std.copy_(torch.as_tensor(moments.std).clamp_min(MIN_LATENT_STD))
-
-    predictor = world.predictor
-    features = predictor.pose_vector(proprio).flatten(0, 1)
-    predictor.proprio_mean.copy_(features.mean(0))
-    predictor.proprio_std.copy_(features.std(0).clamp_min(MIN_POSE_STD))
-    actions = action_between(proprio[:, :-1], proprio[:, 1:]).flatten(0, 1)
-    predictor.action_std.copy_(actions.std(0).clamp_min(MIN_ACTION_STD))
-    if world.state_head is not None:
-        world.state_head.set_scales(proprio.flatten(0, 1))
-
-
-@torch.no_grad()
-def validate(
-    world: JEPA,
-    batch: Batch,
-    loss_of: Callable[[Batch], PredictionLoss],
-    *,
-    distance: Distance,
-) -> dict[str, float]:
-    """Returns held-out losses beside what copying and what wrong actions would give."""
-    world.predictor.eval()
-    loss = loss_of(batch)
-    shuffled = loss_of(Batch(batch.latents, batch.proprio, batch.actions.roll(1, dims=0)))
-    copy = DISTANCES[distance](batch.latents[:, 1:], batch.latents[:, :-1])
-    world.predictor.train()
-    return {
-        "validation_loss": float(loss.teacher_forcing),
-        "validation_rollout_loss": float(loss.rollout),
-        "copy_loss": float(copy),
-        "shuffled_loss": float(shuffled.teacher_forcing),
-    }
-
-
-def state_error(read: Float[Tensor, "n 7"], true: Float[Tensor, "n 7"]) -> StateError:
-    """Returns how far states that were read are off."""
-    error = (read - true).abs().mean(0)
-    x_cm, y_cm, z_cm = (100 * error[POSITION]).tolist()
-    turned = euler_to_matrix(read[:, ROTATION]) - euler_to_matrix(true[:, ROTATION])
-    chord = turned.flatten(1).norm(dim=1) / 8**0.5  # the sine of half the angle
-    closed = read[:, GRIPPER] > GRIPPER_CLOSED, true[:, GRIPPER] > GRIPPER_CLOSED
-    return StateError(
-        x_cm=x_cm,
-        y_cm=y_cm,
-        z_cm=z_cm,
-        rotation_rad=float(2 * chord.clamp(max=1).arcsin().mean()),
-        gripper=float(error[GRIPPER]),
-        gripper_accuracy=float((closed[0] == closed[1]).float().mean()),
     )

@@ -1,12 +1,11 @@
-"""What every training loop needs: schedules, parameter groups, metrics and a state to resume from.
+"""What training is made of: schedules, parameter groups, devices, precision, metrics.
 
-A loop draws the batch of step n from a generator seeded by (seed, n) alone, so a run that was
-killed and resumed sees the same batches as one that was not.
+The batch of step n is drawn from a generator seeded by (seed, n) alone, so a run that was killed
+and resumed sees the same batches as one that was not.
 """
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import nn
 ScheduleName = Literal["cosine", "wsd"]
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
-STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -165,21 +163,6 @@ class MetricsLog:
             except json.JSONDecodeError:
                 break
         return lines
-
-
-def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Writes the state to resume from, whole or not at all."""
-    part = run / f"{STATE_FILE}.part"
-    torch.save(state, part)
-    os.replace(part, run / STATE_FILE)
-
-
-def load_state(run: Path) -> dict[str, Any] | None:
-    """Returns the state to resume from, or None in a fresh run folder."""
-    path = run / STATE_FILE
-    if not path.exists():
-        return None
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def plot_metrics(

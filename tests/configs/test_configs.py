@@ -17,15 +17,25 @@ from omegaconf import OmegaConf
 from worldmodel import cli
 from worldmodel.cli import VERBS, compose
 from worldmodel.configs import schema
+from worldmodel.encoder import VideoEncoder
 from worldmodel.planners import Planner
 
 CONFIGS = Path(schema.__file__).parent
 CHOICES = sorted(
     (path.parent.name, path.stem)
-    for group in ("encoder", "predictor", "planner")
+    for group in ("encoder", "objective", "predictor", "planner")
     for path in (CONFIGS / group).glob("*.yaml")
 )
-VERB_OF_GROUP = {"encoder": "pretrain", "predictor": "train", "planner": "evaluate"}
+GIVEN = {  # what the code gives a choice beside what it says itself
+    "objective": lambda: {"encoder": VideoEncoder(depth=12), "grid_size": (8, 8)},
+    "predictor": lambda: {"latent_dim": 32, "grid_size": (4, 4)},
+}
+VERB_OF_GROUP = {
+    "encoder": "pretrain",
+    "objective": "pretrain",
+    "predictor": "train",
+    "planner": "evaluate",
+}
 
 
 def targets(node: Any) -> list[dict[str, Any]]:
@@ -61,8 +71,7 @@ def test_every_choice_composes_and_builds_what_it_says(group: str, name: str) ->
         else:
             built = instantiate(config[group], _partial_=True)
             assert isinstance(built, partial)
-            extra = {"latent_dim": 32, "grid_size": (4, 4)} if group == "predictor" else {}
-            module = built(**extra)
+            module = built(**GIVEN.get(group, lambda: {})())
             assert isinstance(module, get_class(config[group]._target_))
             for key in set(config[group]) - {"_target_", "_partial_"}:
                 assert getattr(module, key) == config[group][key]
@@ -106,8 +115,10 @@ CALLS = {
     "plan": ["worldmodel.plan.plan"],
     "evaluate": ["worldmodel.evaluate.evaluate"],
     "demo": ["worldmodel.evaluate.evaluate"],
+    "validate": [OPEN_SOURCE, "worldmodel.validate.validate"],
 }
 ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
+ON_THE_WAY |= {"objective"}
 ON_THE_WAY |= {"verify"}  # another thing to do than the rest is for
 ON_THE_WAY |= {"evaluate", "stages", "stage", "knobs"}  # settings of other verbs
 # Settings that the code has by another name.
@@ -128,6 +139,7 @@ RENAMED = {
         "encode_precision": "precision",
     },
     "demo": {"tasks": "task"},
+    "validate": {"data": "path"},
 }
 OTHER_VALUES: dict[str, Any] = {
     "behaviours": {"scripted": 0.25, "noisy": 0.5, "explore": 0.125},
@@ -136,14 +148,19 @@ OTHER_VALUES: dict[str, Any] = {
     "precision": "float32",
     "encode_precision": "bfloat16",
     "distance": "l1",
+    "collapse": {
+        "min_effective_rank": 1.5,
+        "min_std": 0.5,
+        "max_cosine": 0.75,
+        "patience": 5,
+        "first_step": 7,
+    },
     "frames_in_memory": 123,
     "steps": 7,
     "cameras": ["exterior", "wrist"],
     "backends": ["ray"],
     "backend": "ray",
-    "levels": [1, 3],
     "strides": [1, 5],
-    "ema": [0.5, 0.75],
     "schedule": {
         "name": "wsd",
         "peak": 0.5,
@@ -167,6 +184,14 @@ OTHER_VALUES: dict[str, Any] = {
     "width": 64,
     "confirmed": True,
     "baselines": False,
+    "legacy_rollout": True,
+    "standardise": False,
+    "activation_checkpointing": True,
+    "compile": True,
+    "fsdp": True,
+    "trackers": ["wandb"],
+    "lora_rank": 4,
+    "limits": [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 1.5],
 }
 
 
@@ -263,8 +288,14 @@ def test_a_schema_explains_itself(verb: str) -> None:
 def test_an_experiment_changes_the_settings_of_the_verb_it_names(path: Path) -> None:
     verb = path.read_text().splitlines()[1].split()[2]
     settings = yaml.safe_load(path.read_text())
-    config = OmegaConf.to_container(compose(verb, [f"+experiment={path.stem}"]), resolve=True)
+    config = OmegaConf.to_container(compose(verb, [f"experiment={path.stem}"]), resolve=True)
+    assert config == OmegaConf.to_container(compose(verb, [f"+experiment={path.stem}"]))
     assert isinstance(config, dict)
+    for choice in settings.pop("defaults", []):  # of groups
+        ((override, name),) = choice.items()
+        group = override.removeprefix("override /")
+        chosen = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+        assert {**chosen, **settings.pop(group, {})} == config[group]
     for name, value in settings.items():
         if isinstance(value, dict):
             assert value.items() <= config[name].items()

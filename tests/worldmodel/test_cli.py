@@ -60,7 +60,7 @@ def test_help_of_a_verb_lists_its_settings_and_choices(verb: str, capsys) -> Non
             assert re.search(rf"^'?{setting}'?:", out, re.MULTILINE)  # YAML quotes some words
         if "planner" in config:
             assert "planner: cem, random_shooting, vjepa2_cem" in out
-    assert ("--json" in out) == (verb in ("evaluate", "demo", "inspect"))
+    assert ("--json" in out) == (verb in ("evaluate", "demo", "inspect", "validate"))
 
 
 def test_the_version_is_printed(capsys) -> None:
@@ -94,7 +94,10 @@ def test_an_unknown_verb_suggests_the_nearest(fails) -> None:
         ),
         (["evaluate", "episodes"], "expected setting=value, got 'episodes'; see worldmodel evalu"),
         (["evaluate", "--jsn"], "expected setting=value, got '--jsn'"),
-        (["train", "--json"], "--json belongs to evaluate and demo and inspect, not to train"),
+        (
+            ["train", "--json"],
+            "--json belongs to evaluate and demo and inspect and val",
+        ),
         (["demo", "--check"], "--check belongs to inspect, not to demo"),
         (["inspect", "a", "b"], "expected setting=value, got 'b'"),
         (["convert", "datasets/x"], "convert needs out=..."),

@@ -25,6 +25,27 @@ def test_a_run_is_resumed_with_the_same_settings_only(tmp_path: Path) -> None:
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
 
 
+def test_what_differs_from_the_run_is_listed(tmp_path: Path) -> None:
+    then = "seed: 0\nworkers: 2\nschedule:\n  peak: 0.1\n  steps: 5\nold: null\n"
+    now = "seed: 0\nworkers: 3\nschedule:\n  peak: 0.2\n  steps: 5\nnew: a\n"
+    folder = open_run("train", str(tmp_path / "run"), then)
+    (folder / "metrics.jsonl").touch()
+    with pytest.raises(ValueError) as raised:
+        open_run("train", str(folder), now, may_change=("workers",))
+    assert [line for line in str(raised.value).splitlines() if line.startswith("  ")] == [
+        "  schedule.peak: 0.1 in the run, 0.2 now",
+        "  old: null in the run, not set now",
+        '  new: not set in the run, "a" now',
+    ]
+
+
+def test_what_changes_nothing_that_is_computed_may_differ(tmp_path: Path) -> None:
+    folder = open_run("train", str(tmp_path / "run"), "seed: 0\nworkers: 2\n")
+    (folder / "metrics.jsonl").touch()
+    assert open_run("train", str(folder), "seed: 0\nworkers: 3\n", may_change=("workers",))
+    assert (folder / "config.yaml").read_text() == "seed: 0\nworkers: 3\n"
+
+
 def test_a_run_that_failed_before_it_began_does_not_block_the_corrected_command(
     tmp_path: Path,
 ) -> None:

@@ -6,15 +6,18 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, training_state
 from worldmodel.data import EpisodeStore, split_episodes
 from worldmodel.data.source import open_source
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
+from worldmodel.prediction_task import state_error
 from worldmodel.predictor import ActionConditionedPredictor
-from worldmodel.train import TrainResult, state_error, train
+from worldmodel.train import TrainResult, train
 from worldmodel.training import Precision, Schedule
 
 SIX_STEPS = Schedule(name="cosine", peak=1e-2, steps=6, warmup_steps=2)
@@ -22,6 +25,8 @@ SIX_STEPS = Schedule(name="cosine", peak=1e-2, steps=6, warmup_steps=2)
 
 def save_an_encoder(path: Path) -> Path:
     """Writes an encoder with its first, random weights: even those see where the spot is."""
+    if path.exists():  # several processes use one
+        return path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = VideoEncoder(patch_size=8, embed_dim=24, depth=1, num_heads=2)
@@ -40,6 +45,14 @@ def run_train(
     dtype: Literal["float32", "float16"] = "float32",
     state_weight: float = 1.0,
     precision: Precision = "float32",
+    accumulate: int = 1,
+    activation_checkpointing: bool = False,
+    fsdp: bool = False,
+    keep_last: int = 2,
+    legacy_rollout: bool = False,
+    compare_with: str | None = None,
+    finetune: str | None = None,
+    lora_rank: int | None = None,
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
     encoder, image_size = checkpoint.load_encoder(save_an_encoder(run.parent / "encoder"))
@@ -77,6 +90,14 @@ def run_train(
         dtype=dtype,
         state_weight=state_weight,
         precision=precision,
+        accumulate=accumulate,
+        activation_checkpointing=activation_checkpointing,
+        fsdp=fsdp,
+        keep_last=keep_last,
+        legacy_rollout=legacy_rollout,
+        compare_with=compare_with,
+        finetune=finetune,
+        lora_rank=lora_rank,
     )
 
 
@@ -206,8 +227,15 @@ def test_training_in_bfloat16_keeps_float32_weights_and_almost_the_loss(
     finished: Path, spot_store: Path, tmp_path: Path
 ) -> None:
     run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, precision="bfloat16")
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    assert {value.dtype for value in state["predictor"].values()} == {torch.float32}
+    state = training_state.last(tmp_path / "run")
+    assert state is not None
+    weights = FileSystemReader(state.folder).read_metadata().state_dict_metadata
+    kept = {
+        value.properties.dtype
+        for name, value in weights.items()
+        if name.startswith("model.predictor") and isinstance(value, TensorStorageMetadata)
+    }
+    assert kept == {torch.float32}
     lower, exact = (
         json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         for run in (tmp_path / "run", finished)
@@ -234,3 +262,113 @@ def test_no_episode_to_validate_on_is_refused(spot_store: Path, tmp_path: Path) 
     message = "validation_fraction=0.0 leaves no episode of 30 to validate on; raise it"
     with pytest.raises(ValueError, match=message):
         run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, validation_fraction=0.0)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_batch_in_parts_and_blocks_computed_twice_are_the_same_run(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    run_train(
+        spot_store,
+        tmp_path / "run",
+        schedule=SIX_STEPS,
+        accumulate=4,
+        activation_checkpointing=True,
+    )
+    for line, expected in zip(metrics_of(tmp_path / "run"), metrics_of(finished), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_last_sentence_compares_with_the_best_checkpoint_before(
+    spot_store: Path, tmp_path: Path
+) -> None:
+    learned = run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS)
+    before = min(line["validation_loss"] for line in metrics_of(tmp_path / "run")[1:5:2])
+    word = "better than" if learned.validation_loss < before else "worse than"
+    assert learned.verdict.startswith(f"{word} the best checkpoint before (step ")
+    assert f"validation_loss {learned.validation_loss:.4f}, it has {before:.4f}" in learned.verdict
+
+    after = run_train(
+        spot_store,
+        tmp_path / "longer",
+        schedule=Schedule(name="cosine", peak=1e-2, steps=30, warmup_steps=2),
+        validate_every=30,
+        compare_with=str(tmp_path / "run/model"),
+    )
+    assert after.verdict.startswith(f"better than {tmp_path / 'run/model'}: identity_ratio 0.")
+
+
+def test_the_best_weights_are_a_model_of_their_own(spot_store: Path, tmp_path: Path) -> None:
+    # Four good steps, and two that throw the weights far away.
+    worse = Schedule(name="wsd", peak=1e-2, final=30.0, steps=6, warmup_steps=0, decay_steps=2)
+    result = run_train(spot_store, tmp_path / "run", schedule=worse)
+    lines = metrics_of(tmp_path / "run")
+    best = min((line for line in lines if "validation_loss" in line), key=_validation_loss)
+    assert best["step"] < 6 and result.best_checkpoint == tmp_path / "run" / "best"
+    stored = checkpoint.read_config(result.best_checkpoint)["provenance"]
+    assert stored["validation_loss"] == best["validation_loss"] < result.validation_loss
+    assert "worse than the best checkpoint before" in result.verdict
+    weights = [
+        checkpoint.load(folder).predictor.predictor_proj.weight
+        for folder in (result.checkpoint, result.best_checkpoint)
+    ]
+    assert not torch.equal(*weights)
+
+
+def _validation_loss(line: dict[str, float]) -> float:
+    return line["validation_loss"]
+
+
+def test_the_rollout_loss_of_the_first_release_is_another_run(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, legacy_rollout=True)
+    (first, *_), (expected, *_) = metrics_of(tmp_path / "run"), metrics_of(finished)
+    assert first["loss_teacher_forcing"] == expected["loss_teacher_forcing"]
+    assert first["loss_rollout"] != expected["loss_rollout"]
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_a_run_goes_on_from_what_a_model_knows(
+    finished: Path, spot_store: Path, tmp_path: Path, lora_rank: int | None
+) -> None:
+    still = Schedule(name="wsd", peak=1e-12, steps=1, warmup_steps=0)
+    run_train(
+        spot_store,
+        tmp_path / "run",
+        schedule=still,
+        finetune=str(finished / "model"),
+        lora_rank=lora_rank,
+    )
+    (line,), before = metrics_of(tmp_path / "run"), metrics_of(finished)[-1]
+    for name in ("validation_loss", "validation_rollout_loss", "state_x_cm"):
+        assert line[name] == pytest.approx(before[name], rel=1e-4), name
+
+
+def test_low_rank_changes_are_merged_into_a_model_like_any_other(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    quick = Schedule(name="wsd", peak=1e-2, steps=2, warmup_steps=0)
+    start = str(finished / "model")
+    run_train(spot_store, tmp_path / "run", schedule=quick, finetune=start, lora_rank=3)
+    provenance = checkpoint.read_config(tmp_path / "run" / "model")["provenance"]
+    assert (provenance["finetuned_from"], provenance["lora_rank"]) == (start, 3)
+    before = checkpoint.load(start).state_dict()
+    after = checkpoint.load(tmp_path / "run" / "model").state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        change = weight - before[name]
+        if "predictor_blocks" in name and name.endswith("weight") and weight.ndim == 2:
+            assert 1 <= torch.linalg.matrix_rank(change, rtol=1e-3) <= 3, name
+        elif name.startswith(("predictor.action_encoder", "predictor.state_encoder")):
+            assert change.abs().max() > 0, name
+        elif not name.startswith("state_head"):
+            assert not change.any(), name
+
+
+def test_a_rank_without_a_model_is_refused(spot_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lora_rank changes a trained predictor; name one with"):
+        run_train(spot_store, tmp_path / "run", schedule=SIX_STEPS, lora_rank=4)

@@ -9,25 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from worldmodel.cli import compose
 from worldmodel.training import (
     MetricsLog,
     Precision,
     Schedule,
     autocast,
     has_fast_bfloat16,
-    load_state,
     make_optimizer,
     plot_metrics,
-    save_state,
     select_device,
     set_learning_rate,
     step_generators,
 )
 
 # V-JEPA 2-AC post-training (Assran et al. 2025, and the released config).
-POST_TRAINING = Schedule(
-    name="wsd", start=7.5e-5, peak=4.25e-4, steps=94_500, warmup_steps=4_500, decay_steps=4_500
-)
+PUBLISHED = compose("train", ["experiment=vjepa2_ac"])
+POST_TRAINING = Schedule(**PUBLISHED.schedule)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +43,17 @@ POST_TRAINING = Schedule(
 )
 def test_the_wsd_schedule_is_that_of_v_jepa_2_ac(step: int, expected: float) -> None:
     assert POST_TRAINING(step) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_the_published_preset_is_the_published_recipe() -> None:
+    assert PUBLISHED.batch_size == 256 and PUBLISHED.window == 8 and PUBLISHED.rollout_steps == 2
+    assert PUBLISHED.distance == "l1" and PUBLISHED.weight_decay == 0.04 and PUBLISHED.seed == 239
+    assert PUBLISHED.model_hz == 4 and PUBLISHED.crop == "squash" and PUBLISHED.merge == 1
+    assert PUBLISHED.clip_norm is None and not PUBLISHED.standardise
+    assert PUBLISHED.state_weight == 0 and not PUBLISHED.legacy_rollout
+    assert (PUBLISHED.predictor.depth, PUBLISHED.predictor.embed_dim) == (24, 1024)
+    optimizer = make_optimizer([nn.Linear(2, 2)], weight_decay=PUBLISHED.weight_decay)
+    assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
 
 
 def test_the_cosine_schedule_rises_peaks_and_ends_at_its_final_rate() -> None:
@@ -128,26 +137,6 @@ def test_the_log_drops_what_came_after_the_step_that_is_resumed(tmp_path: Path) 
 def test_a_fresh_run_forgets_an_older_log(tmp_path: Path) -> None:
     MetricsLog(tmp_path, resume_step=0).write(1, {"loss": 1.0})
     assert MetricsLog(tmp_path, resume_step=0).read() == []
-
-
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    assert load_state(tmp_path) is None
-    module = nn.Linear(3, 2)
-    optimizer = make_optimizer([module], weight_decay=0.1)
-    module(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    save_state(tmp_path, {"step": 4, "optimizer": optimizer.state_dict()})
-    state = load_state(tmp_path)
-    assert state is not None and state["step"] == 4
-    torch.testing.assert_close(state["optimizer"]["state"], optimizer.state_dict()["state"])
-    assert [f.name for f in tmp_path.iterdir()] == ["state.pt"]  # no draft is left
-
-
-def test_a_state_that_was_not_finished_does_not_hurt_the_last_one(tmp_path: Path) -> None:
-    save_state(tmp_path, {"step": 4})
-    (tmp_path / "state.pt.part").write_bytes(b"half")
-    state = load_state(tmp_path)
-    assert state == {"step": 4}
 
 
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch) -> None:

@@ -8,6 +8,7 @@ Every verb first prints where it writes, and last the number that matters.
     surprise    surprise                       experiments benchmark, sweep, recipe
     serving     serve                          driving     drive
     replaying   replay
+    validation  validate
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from worldmodel.verbs import (
     replaying,
     serving,
     training,
+    validation,
 )
 from worldmodel.verbs import surprise as surprises
 from worldmodel.verbs.shared import Call, UserError
@@ -43,6 +45,7 @@ RUNNERS: dict[str, Callable[..., int]] = {
     "plan": planning.plan,
     "landscape": planning.landscape,
     "surprise": surprises.surprise,
+    "validate": validation.validate,
     "models": models.models,
     "evaluate": planning.evaluate,
     "benchmark": experiments.benchmark,

@@ -16,6 +16,7 @@ from worldmodel.verbs.shared import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
 
     from worldmodel.closed_loop import PlannerSettings
@@ -47,8 +48,19 @@ def planner_settings(config: "DictConfig", world: Any) -> "PlannerSettings":
         switch=SwitchRule(**planner.switch),
         gripper_snap=planner.gripper_snap,
         gate=None if planner.gate is None else _gate(planner.gate, config, world),
+        camera_rotation=_camera_rotation(planner.camera_rotation, config, world),
         precision=planner.precision,
     )
+
+
+def _camera_rotation(path: str | None, config: "DictConfig", world: Any) -> "np.ndarray | None":
+    """Returns the rotation that `worldmodel validate` measured, if there is a file of it."""
+    from worldmodel.checkpoint import fingerprint
+    from worldmodel.validation.camera_rotation import load_camera_rotation
+
+    if path is None:
+        return None
+    return load_camera_rotation(path, model=fingerprint(world), camera=config.camera)
 
 
 def _gate(path: str, config: "DictConfig", world: Any) -> "Gate":

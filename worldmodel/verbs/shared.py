@@ -1,5 +1,6 @@
 """What the verbs share: opening runs and recordings, loading models, and mistakes of the user."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,15 +29,19 @@ class UserError(Exception):
     """A mistake in what was typed; its message is all the user sees."""
 
 
-def open_folder(verb: str, config: "DictConfig") -> Path:
-    """Opens the run folder, keeps the settings there, and says where it is."""
+def open_folder(verb: str, config: "DictConfig", *, may_change: Collection[str] = ()) -> Path:
+    """Opens the run folder, keeps the settings there, and says where it is.
+
+    Settings in `may_change` may have other values when a run is resumed.
+    """
     from omegaconf import OmegaConf
 
     from worldmodel.runs import open_run
 
     # `run` itself is left out: a run folder may be moved, and resumed by another path.
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run"])
-    run = open_run(verb, config.run, OmegaConf.to_yaml(settings, resolve=True))
+    text = OmegaConf.to_yaml(settings, resolve=True)
+    run = open_run(verb, config.run, text, may_change=may_change)
     print(f"writing to {run}", flush=True)
     return run
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmodel.verbs.shared import (
     Call,
+    UserError,
     build,
     is_published,
     open_folder,
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     from worldmodel.data.latents import LatentCache
     from worldmodel.encode import LatentJob
     from worldmodel.interfaces import Encoder
+
+
+# What a run may be resumed with other values of: nothing that is computed, up to rounding.
+MAY_CHANGE = (
+    "accumulate",
+    "activation_checkpointing",
+    "compare_with",
+    "compile",
+    "confirm_above_gib",
+    "confirmed",
+    "device",
+    "fsdp",
+    "keep_last",
+    "save_every",
+    "threads",
+    "trackers",
+    "workers",
+)
+
+# Objectives that look at the whole batch see one accumulated part of it.
+PRETRAIN_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name != "accumulate")
 
 
 def encode(config: "DictConfig", *, call: Call) -> int:
@@ -97,42 +119,55 @@ def _build_latents(
 
 
 def pretrain(config: "DictConfig", *, call: Call) -> int:
-    """Trains an encoder."""
+    """Trains an encoder, by one process or by those that torchrun started."""
+    from worldmodel.collapse import CollapseLimits
+    from worldmodel.distributed import here, joined, of_first
+    from worldmodel.engine import TrainingError
     from worldmodel.pretrain import pretrain
 
-    source = open_recordings(config)
-    set_threads(config)
-    run = open_folder("pretrain", config)
-    result = pretrain(
-        build_encoder=build(config.encoder, _partial_=True),
-        source=source,
-        run=run,
-        camera=config.camera,
-        image_size=config.image_size,
-        crop=config.crop,
-        model_hz=config.model_hz,
-        clip_frames=config.clip_frames,
-        levels=list(config.levels),
-        predictor_dim=config.predictor_dim,
-        predictor_depth=config.predictor_depth,
-        predictor_heads=config.predictor_heads,
-        context_loss_weight=config.context_loss_weight,
-        frames_in_memory=config.frames_in_memory,
-        masked_weight=config.masked_weight,
-        state_weight=config.state_weight,
-        state_batch_size=config.state_batch_size,
-        merge=config.merge,
-        precision=config.precision,
-        ema=(config.ema[0], config.ema[1]),
-        schedule=schedule(config),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        device=config.device,
-        log_every=config.log_every,
-        save_every=config.save_every,
-    )
+    with joined() as place:
+        source = open_recordings(config)
+        set_threads(config)
+        opened = None
+        if place.first:
+            opened = open_folder("pretrain", config, may_change=PRETRAIN_MAY_CHANGE)
+        run = of_first(opened)
+        assert run is not None
+        try:
+            result = pretrain(
+                build_encoder=build(config.encoder, _partial_=True),
+                build_objective=build(config.objective),
+                source=source,
+                run=run,
+                camera=config.camera,
+                image_size=config.image_size,
+                crop=config.crop,
+                model_hz=config.model_hz,
+                frames_in_memory=config.frames_in_memory,
+                objective_weight=config.objective_weight,
+                state_weight=config.state_weight,
+                state_batch_size=config.state_batch_size,
+                merge=config.merge,
+                precision=config.precision,
+                collapse=CollapseLimits(**config.collapse),
+                schedule=schedule(config),
+                batch_size=config.batch_size,
+                weight_decay=config.weight_decay,
+                validation_fraction=config.validation_fraction,
+                seed=config.seed,
+                device=config.device,
+                log_every=config.log_every,
+                save_every=config.save_every,
+                keep_last=config.keep_last,
+                accumulate=config.accumulate,
+                activation_checkpointing=config.activation_checkpointing,
+                compile=config.compile,
+                trackers=list(config.trackers),
+            )
+        except TrainingError as error:
+            raise UserError(str(error)) from error
+        if not here().first:
+            return 0
     print(
         f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}"
     )
@@ -145,44 +180,73 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
 
 
 def train(config: "DictConfig", *, call: Call) -> int:
-    """Trains a predictor on a frozen encoder."""
+    """Trains a predictor on a frozen encoder, by one process or by those that torchrun started."""
+    from worldmodel.data.latents import LatentCache
+    from worldmodel.distributed import here, joined, of_first, wait_for_all
+    from worldmodel.engine import TrainingError
     from worldmodel.train import train
 
-    job, encoder_provenance = _latent_job(config)
-    set_threads(config)
-    run = open_folder("train", config)
-    latents = _build_latents(job, config)
-    assert latents is not None  # one process has the whole share
-    result = train(
-        build_predictor=build(config.predictor),
-        job=job,
-        latents=latents,
-        encoder_provenance=encoder_provenance,
-        run=run,
-        window=config.window,
-        strides=list(config.strides),
-        rollout_steps=config.rollout_steps,
-        distance=config.distance,
-        state_weight=config.state_weight,
-        precision=config.precision,
-        schedule=schedule(config),
-        batch_size=config.batch_size,
-        weight_decay=config.weight_decay,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        device=config.device,
-        log_every=config.log_every,
-        validate_every=config.validate_every,
-        dtype=config.dtype,
-        save_every=config.save_every,
-    )
+    with joined() as place:
+        job, encoder_provenance = _latent_job(config)
+        set_threads(config)
+        opened = open_folder("train", config, may_change=MAY_CHANGE) if place.first else None
+        run = of_first(opened)
+        assert run is not None
+        latents = _build_latents(job, config, rank=place.rank, world=place.world)
+        wait_for_all()
+        if latents is None:  # another process finished last
+            latents = LatentCache(job.folder, job.recipe.key)
+        try:
+            result = train(
+                build_predictor=build(config.predictor),
+                job=job,
+                latents=latents,
+                encoder_provenance=encoder_provenance,
+                run=run,
+                window=config.window,
+                strides=list(config.strides),
+                rollout_steps=config.rollout_steps,
+                distance=config.distance,
+                legacy_rollout=config.legacy_rollout,
+                state_weight=config.state_weight,
+                standardise=config.standardise,
+                clip_norm=config.clip_norm,
+                precision=config.precision,
+                accumulate=config.accumulate,
+                activation_checkpointing=config.activation_checkpointing,
+                compile=config.compile,
+                fsdp=config.fsdp,
+                schedule=schedule(config),
+                batch_size=config.batch_size,
+                weight_decay=config.weight_decay,
+                validation_fraction=config.validation_fraction,
+                seed=config.seed,
+                device=config.device,
+                log_every=config.log_every,
+                validate_every=config.validate_every,
+                dtype=config.dtype,
+                save_every=config.save_every,
+                keep_last=config.keep_last,
+                trackers=list(config.trackers),
+                compare_with=config.compare_with,
+                finetune=config.finetune,
+                lora_rank=config.lora_rank,
+                rate_was_chosen=config.model_hz is not None,
+            )
+        except TrainingError as error:
+            raise UserError(str(error)) from error
+        if not here().first:
+            return 0
     print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
+    if result.best_checkpoint != result.checkpoint:
+        print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:
         print(
             f"read from a held-out frame: the hand within {error.x_cm:.2f}, {error.y_cm:.2f}, "
             f"{error.z_cm:.2f} cm along x, y, z and {error.rotation_rad:.3f} rad, the gripper open "
             f"or closed rightly in {error.gripper_accuracy:.1%}"
         )
+    print(result.verdict)
     print(
         f"held-out {config.distance} {result.validation_loss:.4f} (no change "
         f"{result.copy_loss:.4f}, wrong actions {result.shuffled_loss:.4f})"

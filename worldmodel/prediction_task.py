@@ -1,0 +1,248 @@
+"""What post-training trains: a predictor on windows of cached latents, and a state head beside it.
+
+They share nothing but the latents: neither learns from the other's loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from worldmodel.data.latents import LatentCache
+from worldmodel.data.windows import WindowIndex
+from worldmodel.jepa import JEPA
+from worldmodel.losses import DISTANCES, Distance, prediction_loss, state_loss
+from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
+from worldmodel.task import Batch, Draw, Evaluate, Task
+
+MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
+GRIPPER_CLOSED = 0.2  # of 1; a gripper further closed than this counts as closed
+
+
+@dataclass(frozen=True)
+class StateError:
+    """How far the states read from held-out frames are off, on average.
+
+    Attributes:
+        x_cm: Of the position, along x.
+        y_cm: Along y.
+        z_cm: Along z.
+        rotation_rad: Angle between the rotation read and the true one.
+        gripper: Of the gripper, of 1.
+        gripper_accuracy: Share of frames in which it is rightly read as open or closed.
+    """
+
+    x_cm: float
+    y_cm: float
+    z_cm: float
+    rotation_rad: float
+    gripper: float
+    gripper_accuracy: float
+
+
+class Windows:
+    """Windows of cached latents at several time scales."""
+
+    def __init__(
+        self, cache: LatentCache, ids: Sequence[int], *, dt: float, frames: int, strides: list[int]
+    ):
+        self.cache = cache
+        self.ids = np.asarray(ids, np.int64)
+        times = [cache.timestamps(i) for i in self.ids]
+        self.index = WindowIndex(times, dt, frames, strides=strides, max_gap=MAX_GAP_STEPS * dt)
+
+    def draw(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        """Returns which n windows: ids of their episodes (n,) and their rows there (n, F)."""
+        episodes, frames = self.index.sample(rng, n)
+        return {"episodes": self.ids[episodes], "frames": frames}
+
+    def load(self, draw: Draw) -> Batch:
+        """Returns raw latents (n, F, N, D), proprio (n, F, 7) and actions (n, F - 1, 7)."""
+        latents = torch.from_numpy(self.cache.gather(draw["episodes"], draw["frames"]))
+        proprio = self.proprio(draw)
+        actions = action_between(proprio[:, :-1], proprio[:, 1:])
+        return {"latents": latents, "proprio": proprio, "actions": actions}
+
+    def proprio(self, draw: Draw) -> Float[Tensor, "n frames 7"]:
+        """Returns the proprio of windows alone."""
+        return torch.from_numpy(self.cache.gather_proprio(draw["episodes"], draw["frames"]))
+
+
+class PredictorLosses(nn.Module):
+    """The losses of a world model's predictor, and of its state head if it has one.
+
+    Args:
+        world: The model; its encoder is not looked at and is no part of this module.
+        rollout_steps: Steps of the rollout loss.
+        distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
+        state_weight: Weight of the state head's loss.
+        legacy_rollout: The rollout loss with the first release's mistake, see there.
+    """
+
+    def __init__(
+        self,
+        world: JEPA,
+        *,
+        rollout_steps: int,
+        distance: Distance,
+        state_weight: float,
+        legacy_rollout: bool = False,
+    ):
+        super().__init__()
+        self.predictor, self.state_head = world.predictor, world.state_head
+        self._world = (world,)  # in a tuple, so that the frozen encoder does not become a part
+        self.rollout_steps, self.legacy_rollout = rollout_steps, legacy_rollout
+        self.distance: Distance = distance
+        self.state_weight = state_weight
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the losses of raw latents (B, F, N, D), proprio (B, F, 7), actions (B, F-1, 7).
+
+        In evaluation mode also "copy", the distance of no change, and "states" (B * F, 7), read.
+        """
+        (world,) = self._world
+        latents = (batch["latents"].float() - world.latent_mean) / world.latent_std
+        loss = prediction_loss(
+            world,
+            latents,
+            batch["proprio"],
+            batch["actions"],
+            rollout_steps=self.rollout_steps,
+            distance=self.distance,
+            legacy_rollout=self.legacy_rollout,
+        )
+        losses = {
+            "loss": loss.total,
+            "loss_teacher_forcing": loss.teacher_forcing,
+            "loss_rollout": loss.rollout,
+        }
+        if not self.training:
+            losses["copy"] = DISTANCES[self.distance](latents[:, 1:], latents[:, :-1])
+        if self.state_head is not None:
+            frames, states = latents.flatten(0, 1), batch["proprio"].flatten(0, 1)
+            if not self.training:
+                losses["states"] = self.state_head(frames)
+            losses["loss_state"] = state_loss(self.state_head, frames, states).total
+            losses["loss"] = losses["loss"] + self.state_weight * losses["loss_state"]
+        return losses
+
+
+class PredictionTask(Task):
+    """Trains the predictor of a world model on windows of cached latents.
+
+    Args:
+        losses: The losses.
+        windows: Windows to learn from.
+        held_out: Windows to validate on.
+        validation_windows: How many of those.
+        at_once: How many are computed at once.
+        seed: Of their choice.
+    """
+
+    metric = "validation_loss"
+
+    def __init__(
+        self,
+        losses: PredictorLosses,
+        windows: Windows,
+        held_out: Windows,
+        *,
+        validation_windows: int,
+        at_once: int,
+        seed: int,
+    ):
+        self.module, self._losses = losses, losses
+        self.windows, self.held_out = windows, held_out
+        self.at_once = at_once
+        self._validation = held_out.draw(np.random.default_rng(seed), validation_windows)
+
+    def draw(self, n: int, rng: np.random.Generator, generator: torch.Generator) -> Draw:
+        """Returns n windows."""
+        return self.windows.draw(rng, n)
+
+    def load(self, draw: Draw) -> Batch:
+        """Returns their latents, proprio and actions."""
+        return self.windows.load(draw)
+
+    @property
+    def clip_groups(self) -> Sequence[nn.Module]:
+        """Predictor and state head, so that neither feels the other."""
+        predictor, head = self._losses.predictor, self._losses.state_head
+        return [predictor] if head is None else [predictor, head]
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The predictor's transformer blocks."""
+        return list(self._losses.predictor.predictor_blocks)
+
+    def name_rows(self, draw: Draw) -> list[str]:
+        """Returns the episodes of windows."""
+        return [
+            f"episode {e} rows {rows[0]} to {rows[-1]}"
+            for e, rows in zip(draw["episodes"], draw["frames"], strict=True)
+        ]
+
+    def validate(self, evaluate: Evaluate) -> dict[str, float]:
+        """Returns held-out losses beside what copying and what wrong actions would give."""
+        return validate(evaluate, self.held_out, self._validation, at_once=self.at_once)
+
+
+def validate(
+    evaluate: Evaluate, held_out: Windows, draw: Draw, *, at_once: int
+) -> dict[str, float]:
+    """Returns losses of a model on windows, beside what copying and wrong actions would give.
+
+    Args:
+        evaluate: `PredictorLosses` in evaluation mode, without gradients.
+        held_out: Where the windows are.
+        draw: Which windows.
+        at_once: How many are computed at once.
+
+    Returns:
+        "validation_loss" and "validation_rollout_loss"; "copy_loss", of no change; "shuffled_loss",
+        with the actions of other windows; "identity_ratio", the first over that of no change, so 1
+        says that nothing was learned; and "state_..." with a state head, see `StateError`.
+    """
+    proprio = held_out.proprio(draw)
+    wrong = action_between(proprio[:, :-1], proprio[:, 1:]).roll(1, dims=0)
+    sums: dict[str, float] = {}
+    states: list[Tensor] = []
+    for first in range(0, len(proprio), at_once):
+        rows = slice(first, first + at_once)
+        batch = held_out.load({name: values[rows] for name, values in draw.items()})
+        seen, shuffled = evaluate(batch), evaluate({**batch, "actions": wrong[rows]})
+        if "states" in seen:
+            states.append(seen["states"].cpu())
+        for name, value in {
+            "validation_loss": seen["loss_teacher_forcing"],
+            "validation_rollout_loss": seen["loss_rollout"],
+            "copy_loss": seen["copy"],
+            "shuffled_loss": shuffled["loss_teacher_forcing"],
+        }.items():
+            share = len(batch["proprio"]) / len(proprio)
+            sums[name] = sums.get(name, 0.0) + share * float(value)
+    metrics = {**sums, "identity_ratio": sums["validation_loss"] / sums["copy_loss"]}
+    if states:
+        error = state_error(torch.cat(states), proprio.flatten(0, 1))
+        metrics |= {f"state_{name}": value for name, value in asdict(error).items()}
+    return metrics
+
+
+def state_error(read: Float[Tensor, "n 7"], true: Float[Tensor, "n 7"]) -> StateError:
+    """Returns how far states that were read are off."""
+    error = (read - true).abs().mean(0)
+    x_cm, y_cm, z_cm = (100 * error[POSITION]).tolist()
+    turned = euler_to_matrix(read[:, ROTATION]) - euler_to_matrix(true[:, ROTATION])
+    chord = turned.flatten(1).norm(dim=1) / 8**0.5  # the sine of half the angle
+    closed = read[:, GRIPPER] > GRIPPER_CLOSED, true[:, GRIPPER] > GRIPPER_CLOSED
+    return StateError(
+        x_cm=x_cm,
+        y_cm=y_cm,
+        z_cm=z_cm,
+        rotation_rad=float(2 * chord.clamp(max=1).arcsin().mean()),
+        gripper=float(error[GRIPPER]),
+        gripper_accuracy=float((closed[0] == closed[1]).float().mean()),
+    )

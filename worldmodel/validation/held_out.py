@@ -1,0 +1,168 @@
+"""Held-out windows: what every measure of this package is taken on.
+
+A window is F frames of one recording, one model step apart by their timestamps. Latents are made
+once, whatever is measured afterwards.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from worldmodel.data.episode import Episode, validate
+from worldmodel.data.frames import Frames
+from worldmodel.data.source import Source
+from worldmodel.data.windows import WindowIndex
+from worldmodel.names import unknown
+from worldmodel.planners.interfaces import Observation, WorldModel
+from worldmodel.pose import action_between
+
+MAX_GAP_STEPS = 1.75  # rows further apart than so many model steps have lost one between them
+FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """W windows of F frames, in the order of their recordings.
+
+    Attributes:
+        latents: As the model encodes the frames.
+        proprio: The arm's states: x, y, z [m], roll, pitch, yaw [rad], gripper.
+        episodes: Which recording each window is of.
+    """
+
+    latents: Float[Tensor, "windows frames tokens dim"]
+    proprio: Float[np.ndarray, "windows frames 7"]
+    episodes: Int[np.ndarray, " windows"]
+
+    def __post_init__(self) -> None:
+        """Refuses windows that cannot be measured on."""
+        W = len(self.latents)
+        if W < 2 or self.latents.shape[1] < 2:
+            raise ValueError(
+                f"expected at least 2 windows of at least 2 frames, got {W} of "
+                f"{self.latents.shape[1]}; give more or longer recordings"
+            )
+        if self.proprio.shape[:2] != self.latents.shape[:2] or len(self.episodes) != W:
+            raise ValueError(
+                f"latents are of {tuple(self.latents.shape[:2])} windows and frames, proprio of "
+                f"{self.proprio.shape[:2]}, episodes of {len(self.episodes)}"
+            )
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.latents)
+
+    @property
+    def steps(self) -> int:
+        """Model steps in a window."""
+        return self.latents.shape[1] - 1
+
+    @cached_property
+    def actions(self) -> Float[np.ndarray, "windows steps 7"]:
+        """What was done between the frames, measured."""
+        proprio = self.proprio.astype(np.float64)
+        return action_between(proprio[:, :-1], proprio[:, 1:])
+
+    def observation(self, rows: slice | np.ndarray) -> Observation:
+        """Returns the first frames of some windows, as a planner sees them."""
+        latents = self.latents[rows]
+        states = torch.from_numpy(self.proprio[rows, :1].astype(np.float32)).to(latents.device)
+        return Observation(
+            latents=latents[:, :1],
+            proprio=states,
+            past_actions=states.new_zeros(len(states), 0, states.shape[-1]),
+        )
+
+    def take(self, number: int) -> "HeldOut":
+        """Returns so many of the windows, spread evenly; all if there are no more."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int))
+        return HeldOut(self.latents[rows], self.proprio[rows], self.episodes[rows])
+
+    def others(self) -> Int[np.ndarray, " windows"]:
+        """Returns for each window another one, of another recording as far as there is one.
+
+        Half the list away, which is another recording unless one has half of all windows.
+        """
+        return np.roll(np.arange(len(self)), len(self) // 2)
+
+
+@torch.inference_mode()
+def read_held_out(
+    world: WorldModel,
+    source: Source,
+    *,
+    camera: str,
+    hz: float,
+    frames: int,
+    windows: int,
+    episodes: int,
+    seed: int,
+    progress: bool = True,
+) -> HeldOut:
+    """Draws windows from recordings and encodes their frames.
+
+    Args:
+        world: Encodes the frames.
+        source: Recordings that the model was not trained on.
+        camera: Name of the camera.
+        hz: Rate of the model [Hz].
+        frames: Frames of a window, F.
+        windows: How many windows at most.
+        episodes: From how many recordings at most.
+        seed: Of the draw of recordings and windows.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        KeyError: A recording has no such camera.
+        ValueError: A recording is broken, its rate gives no windows at the model's, or all are too
+            short.
+    """
+    rng = np.random.default_rng(seed)
+    ids = np.asarray(source.ids())
+    chosen = np.sort(rng.choice(ids, min(episodes, len(ids)), replace=False)).tolist()
+    recordings = [_checked(source.read(i), camera, name=f"episode {i}") for i in chosen]
+    index = WindowIndex(
+        [recording.timestamps for recording in recordings],
+        1 / hz,
+        frames,
+        max_gap=MAX_GAP_STEPS / hz,
+        usable=[recording.usable for recording in recordings],
+    )
+    drawn = np.sort(rng.choice(len(index), min(windows, len(index)), replace=False))
+    found = [index[int(i)] for i in drawn]
+    latents, proprio = [], []
+    with tqdm(total=len(found), desc="encode", unit="window", disable=not progress) as bar:
+        for number, recording in enumerate(recordings):
+            rows = [window.frames for window in found if window.episode == number]
+            if not rows:
+                continue
+            needed, places = np.unique(np.stack(rows), return_inverse=True)
+            encoded = encode_rows(world, recording.frames[camera], needed)
+            latents.append(encoded[places.reshape(-1, frames)])
+            proprio.append(recording.proprio[np.stack(rows)])
+            bar.update(len(rows))
+    return HeldOut(
+        latents=torch.cat(latents),
+        proprio=np.concatenate(proprio),
+        episodes=np.array([chosen[window.episode] for window in found]),
+    )
+
+
+def encode_rows(
+    world: WorldModel, frames: Frames, rows: Int[np.ndarray, " rows"]
+) -> Float[Tensor, "rows tokens dim"]:
+    """Returns the latents of some frames of a recording, read and encoded a few at a time."""
+    parts = [rows[i : i + FRAMES_AT_ONCE] for i in range(0, len(rows), FRAMES_AT_ONCE)]
+    return torch.cat([world.encode(torch.from_numpy(frames[part])[None])[0] for part in parts])
+
+
+def _checked(episode: Episode, camera: str, *, name: str) -> Episode:
+    validate(episode, name=name)
+    if camera not in episode.frames:
+        raise KeyError(f"{name}: {unknown('camera', camera, episode.frames)}")
+    return episode

@@ -1,0 +1,86 @@
+"""One sentence at the end of a training: better or worse than which checkpoint, on which metric."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel import checkpoint
+from worldmodel.encode import LatentJob
+from worldmodel.engine import Fitted
+from worldmodel.jepa import JEPA
+from worldmodel.losses import Distance
+from worldmodel.prediction_task import PredictorLosses, Windows, validate
+
+RIVAL_WINDOWS = 512
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A checkpoint that a run is compared with, measured on the run's own held-out windows.
+
+    Its distances are in its own latent space, so what is compared is the ratio to no change.
+
+    Attributes:
+        folder: Where it is.
+        world: The model.
+        held_out: The windows.
+        device: Where it is computed.
+    """
+
+    folder: str
+    world: JEPA
+    held_out: Windows
+    device: torch.device
+
+    @classmethod
+    def load(
+        cls, folder: str, *, job: LatentJob, held_out: Windows, device: torch.device
+    ) -> "Rival":
+        """Loads a checkpoint, before the run begins.
+
+        Raises:
+            ValueError: It sees other latents than those of the job, or at another rate.
+        """
+        world = checkpoint.load_default() if folder == "default" else checkpoint.load(folder)
+        encoder = checkpoint.fingerprint(world.encoder)
+        ours = (checkpoint.fingerprint(job.encode.encoder), job.encode.merge, job.recipe.pool)
+        if (encoder, world.merge, world.pool) != ours:
+            raise ValueError(
+                f"compare_with={folder} sees the frames through another encoder, merge or pool "
+                "than this run, so the same windows cannot be shown to both; name a checkpoint of "
+                f"the encoder {ours[0]} with merge={ours[1]} and pool={ours[2]}"
+            )
+        return cls(folder, world.to(device), held_out, device)
+
+    def verdict(self, metrics: dict[str, float], distance: Distance) -> str:
+        """Returns which of the two is better."""
+        losses = PredictorLosses(
+            self.world, rollout_steps=1, distance=distance, state_weight=0
+        ).eval()
+
+        @torch.no_grad()
+        def evaluate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return losses({name: values.to(self.device) for name, values in batch.items()})
+
+        draw = self.held_out.draw(np.random.default_rng(0), RIVAL_WINDOWS)
+        its = validate(evaluate, self.held_out, draw, at_once=AT_ONCE)["identity_ratio"]
+        return _compare(metrics["identity_ratio"], its, "identity_ratio", str(self.folder))
+
+
+def verdict_of_run(fitted: Fitted) -> str:
+    """Returns how the last weights of a run compare with those it validated before."""
+    now = fitted.metrics["validation_loss"]
+    before = [line for line in fitted.lines if "validation_loss" in line][:-1]
+    if not before:
+        return f"validation_loss {now:.4f}; this run has no earlier checkpoint to compare with"
+    best = min(before, key=lambda line: line["validation_loss"])
+    name = f"the best checkpoint before (step {best['step']})"
+    return _compare(now, best["validation_loss"], "validation_loss", name)
+
+
+def _compare(ours: float, other: float, metric: str, name: str) -> str:
+    word = "better than" if ours < other else "worse than" if ours > other else "the same as"
+    return f"{word} {name}: {metric} {ours:.4f}, it has {other:.4f} (lower is better)"
