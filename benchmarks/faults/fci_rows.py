@@ -232,7 +232,8 @@ def drive() -> None:
     side = FciSide(Path(tempfile.mkdtemp(prefix="faults-")), host=sys.argv[1])
     side.robot.connect(timeout_s=PATIENCE_S)
     side.robot.arm(operator="driver process")
-    planner, at, position = ScriptedPlanner(side.robot), 0.0, np.zeros(3)
+    planner, seen = ScriptedPlanner(side.robot), side.inner.observe(max_age_s=60.0)
+    at, position = side.now(), seen.tcp_pos_base
     while os.getppid() != 1:
         planner.step()
         seen = side.inner.observe(max_age_s=60.0)
