@@ -185,6 +185,14 @@ def test_a_run_cut_anywhere_goes_on_as_if_it_had_not_been(tmp_path: Path, after:
     assert (fitted.best.step, fitted.best.meta) == (expected.best.step, expected.best.meta)
 
 
+def test_a_run_that_goes_on_remembers_its_best(tmp_path: Path) -> None:
+    worse = Schedule(name="wsd", peak=0.05, final=30.0, steps=10, warmup_steps=0, decay_steps=7)
+    with pytest.raises(Stop):
+        fit_line(tmp_path, StoppedTask(after=5), schedule=worse)
+    fitted = fit_line(tmp_path, LineTask(), schedule=worse)
+    assert fitted.best is not None and fitted.best.step == 2
+
+
 def test_a_batch_in_parts_is_the_same_run(tmp_path: Path) -> None:
     whole, parts = LineTask(), LineTask()
     expected = fit_line(tmp_path / "whole", whole)
