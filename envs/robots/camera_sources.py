@@ -111,20 +111,19 @@ class CameraSource:
             self._thread = None
 
     def _run(self) -> None:
-        failures = 0
+        wait_s = self._first_wait_s
         while not self._ended.is_set():
             try:
                 for i, image in enumerate(self._open_stream(self._ended)):
                     self._take(image)
                     if i == 0:
-                        failures, self._opened = 0, self._opened + 1
+                        wait_s, self._opened = self._first_wait_s, self._opened + 1
                 self._trouble = "the stream has ended"
             except (OSError, FFmpegError, cv2.error) as error:
                 self._trouble = f"{type(error).__name__}: {error}"
-            wait_s = min(self._first_wait_s * 2**failures, self._longest_wait_s)
-            failures += 1
             if not self._ended.wait(wait_s):
                 logger.warning("camera %s: %s; opening it again", self.name, self._trouble)
+            wait_s = min(2 * wait_s, self._longest_wait_s)
 
     def _take(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
         captured_at = self._clock()

@@ -170,7 +170,7 @@ def test_it_waits_longer_after_each_failure_and_not_for_ever(started) -> None:
     )
     source._ended = Watched()
     source.start()
-    until(lambda: len(waits) > 5)
+    until(lambda: len(waits) > 1100)  # an hour and a half: no power of two overflows
     camera.works = True
     camera.feed(picture(1))
     until(lambda: source.opened == 1)

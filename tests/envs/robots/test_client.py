@@ -434,7 +434,8 @@ def test_a_short_cut_is_waited_through(rig):
 
 
 def test_no_command_survives_a_cut(rig):
-    with far(rig, reply_timeout_s=0.3) as (robot, proxy, server):
+    times = {"rearm_after_s": 60.0}  # a slow machine connects again late
+    with far(rig, reply_timeout_s=0.3, server=times) as (robot, proxy, server):
         robot.arm(operator="Ada")
         seen, first = look(robot), robot._session
         proxy.cut(1.0)
