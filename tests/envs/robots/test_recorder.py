@@ -472,6 +472,8 @@ def test_a_killed_process_leaves_all_that_it_recorded(tmp_path, start):
     with child(folder) as process:
         assert process.stdout is not None
         said = [int(process.stdout.readline()) for _ in range(60)]
+        while not any(read_recording(folder).plans()):  # they are written in the background
+            said.append(int(process.stdout.readline()))
         process.send_signal(signal.SIGKILL)
         said += [int(line) for line in process.stdout.read().split("\n")[:-1]]
     assert process.returncode == -signal.SIGKILL
