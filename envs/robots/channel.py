@@ -1,7 +1,8 @@
 """One websocket of a client, on which one question at a time is asked and answered.
 
 An answer that is late or strange ends the connection, so it can never be taken for the answer to
-the next question. Opening it again is for the owner to decide.
+the next question. Opening it again is for the owner to decide. Only `close` says goodbye: whoever
+leaves in good order leaves the robot disarmed, and one whose network was cut does not want that.
 """
 
 import ssl
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.frames import CloseCode
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
@@ -73,7 +75,7 @@ class Channel:
         self._token, self._tls, self._offset, self._clock = token, tls, offset, clock
         self._lock = threading.Lock()
         self._connection: ClientConnection | None = None
-        self._leaving = ExitStack()  # closes the connection
+        self._leaving = ExitStack()  # of the connection, which must be a context manager's
         self._asked = 0
 
     @property
@@ -159,10 +161,12 @@ class Channel:
     def close(self) -> None:
         """Leaves in good order. More than once does no harm."""
         with self._lock:
-            self._drop()
+            self._drop(CloseCode.NORMAL_CLOSURE)
 
-    def _drop(self) -> None:
-        self._connection = None
+    def _drop(self, code: CloseCode = CloseCode.GOING_AWAY) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(code)
         self._leaving.close()
 
 

@@ -328,11 +328,12 @@ class RemoteRobot:
             if _described(greeting.info, greeting.envelope) != self._description:
                 raise RobotError(f"{channel.url} is another robot than before, or its limits are")
             if path == CONTROL:
+                self._shown = greeting.session
                 self._offset.forget()
                 self._latest_now = 0.0
                 channel.ask("sync", {}, timeout_s=timeout_s)  # the offset must be known first
                 self._last_seq = greeting.last_seq
-                self._session = self._shown = greeting.session
+                self._session = greeting.session
                 self.reconnects += shown is not None
 
     def _keep(self) -> None:

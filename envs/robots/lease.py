@@ -11,7 +11,8 @@ class Lease:
     Each connection gets a session of its own. One that shows the session before it is the same
     controller come back: it takes the robot over at once, though its old connection may still look
     alive. Whether the operator's permission to move outlives that depends on how long nothing was
-    heard.
+    heard. A controller may never learn its new session, when the network is cut again; so the one
+    that it showed counts until the new one is heard.
     """
 
     def __init__(
@@ -37,13 +38,14 @@ class Lease:
             )
         self._silence_s, self._rearm_after_s, self._clock = silence_s, rearm_after_s, clock
         self._last: str | None = None  # session of who had it last, or has it
+        self._before: str | None = None  # that this one showed, until it is heard
         self._heard_at = clock()
         self.session: str | None = None
         """Of who has it; None while nobody has."""
 
     def is_free(self, *, shown: str | None) -> bool:
         """Returns whether one who shows a session, or none, may take it."""
-        return self.session is None or _same(shown, self.session)
+        return self.session is None or self._is_known(shown)
 
     def take(self, *, shown: str | None) -> tuple[str, bool]:
         """Takes it. Call it only when it `is_free`.
@@ -51,13 +53,16 @@ class Lease:
         Returns:
             The new session, and whether it goes on as before. If not, the robot is to be disarmed.
         """
-        goes_on = _same(shown, self._last) and not self.is_overdue
+        known = self._is_known(shown)
+        goes_on = known and not self.is_overdue
+        self._before = shown if known else None
         self.session = self._last = secrets.token_hex(16)
         self._heard_at = self._clock()
         return self.session, goes_on
 
     def hear(self) -> None:
-        """Notes that the controller said something."""
+        """Notes that the controller said something, so it knows its session."""
+        self._before = None
         self._heard_at = self._clock()
 
     @property
@@ -74,6 +79,9 @@ class Lease:
         """Ends a session; one that was taken over has ended already."""
         if self.session == session:
             self.session = None
+
+    def _is_known(self, shown: str | None) -> bool:
+        return _same(shown, self._last) or _same(shown, self._before)
 
 
 def _same(shown: str | None, session: str | None) -> bool:

@@ -235,7 +235,8 @@ class RobotServer:
                 await self._disarm("controller_changed")
             asks = self._service.controlling(lambda: self._lease.session == session)
             await self._talk(connection, CONTROL, asks, session=session)
-            if connection.close_code == CloseCode.NORMAL_CLOSURE:
+            left = connection.close_code == CloseCode.NORMAL_CLOSURE
+            if left and self._lease.session == session:  # and did not come back meanwhile
                 await self._disarm("controller_left")
         finally:
             self._lease.give_back(session)

@@ -447,9 +447,45 @@ def test_no_command_survives_a_cut(rig):
         rig.run(0.5)
         assert rig.moves == 0 and rig.safe.counters["accepted"] == 0
         assert robot._session != first and robot.reconnects >= 1
-        robot.arm(operator="Ada")  # at times it is still armed, at times not: to be looked into
+        assert rig.safe.state is RobotState.ARMED, rig.safe.reason  # it was not long
         assert robot.command(twist(2, look(robot).seq)).accepted
         assert server.counters["sessions"] >= 2
+
+
+def test_giving_up_on_an_answer_is_no_goodbye(rig):
+    times = {"silence_s": 60.0, "rearm_after_s": 60.0}
+    with far(rig, reply_timeout_s=0.3, heartbeat_s=60.0, server=times) as (robot, proxy, server):
+        robot.arm(operator="Ada")
+        seen = look(robot)
+        proxy.delay(1.0)  # whatever is said arrives, and late
+        with pytest.raises(NotConnectedError):
+            robot.command(twist(0, seen.seq))
+        time.sleep(1.5)  # the goodbye, if it were one, is there
+        proxy.delay(0.0)
+        eventually(lambda: tells(robot), what="a connection")
+        assert rig.safe.state is RobotState.ARMED, rig.safe.reason
+        robot._channels["/control"].close()  # which is one
+        eventually(lambda: rig.safe.state is RobotState.IDLE, what="disarming")
+        assert rig.safe.reason == "controller_left"
+
+
+def test_a_greeting_whose_sync_is_lost_is_remembered(rig):
+    with serving(rig.safe, rearm_after_s=60.0) as (server, port), remote(port, rig) as robot:
+        robot.arm(operator="Ada")
+        channel = robot._channels["/control"]
+        ask, lost = channel.ask, []
+
+        def deaf(what, given, *, timeout_s):
+            if len(lost) < 3:
+                lost.append(what)
+                channel._drop()
+                raise NotConnectedError("the network is away")
+            return ask(what, given, timeout_s=timeout_s)
+
+        channel.ask = deaf
+        eventually(lambda: len(lost) == 3 and tells(robot), what="a connection")
+        assert rig.safe.state is RobotState.ARMED, rig.safe.reason
+        assert server.counters["sessions"] >= 3
 
 
 def test_after_a_long_cut_an_operator_has_to_arm_again(rig):

@@ -41,9 +41,37 @@ def test_who_shows_its_session_takes_it_over_and_gets_another(lease):
     assert lease.is_free(shown=first)
     second, goes_on = lease.take(shown=first)
     assert goes_on and second != first and lease.session == second
+    lease.hear()
     assert not lease.is_free(shown=first)
     lease.give_back(first)  # the old connection ends at last
     assert lease.session == second
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_who_never_learnt_its_new_session_shows_the_old_one_again(lease, given_back):
+    first, _ = lease.take(shown=None)
+    lease.hear()
+    for _ in range(3):  # the network is cut each time before the greeting arrives
+        lost, goes_on = lease.take(shown=first)
+        assert goes_on and lost != first
+        if given_back:
+            lease.give_back(lost)
+    second, goes_on = lease.take(shown=lost)  # this greeting arrived, the question after it did not
+    assert goes_on
+    lease.hear()
+    assert not lease.is_free(shown=first) and not lease.is_free(shown=lost)
+    lease.give_back(second)
+    assert not lease.take(shown=lost)[1]
+
+
+def test_a_stranger_ends_what_was_known_before(lease):
+    first, _ = lease.take(shown=None)
+    unheard, _ = lease.take(shown=first)
+    lease.give_back(unheard)
+    stranger, goes_on = lease.take(shown=None)
+    assert not goes_on and not lease.is_free(shown=first) and not lease.is_free(shown=unheard)
+    lease.give_back(stranger)
+    assert not lease.take(shown=first)[1]
 
 
 def test_it_goes_on_after_it_was_given_back(lease, clock):

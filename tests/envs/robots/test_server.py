@@ -382,6 +382,18 @@ def test_who_comes_back_soon_has_the_arm_as_it_was(rig, closed):
             assert again.ask("sync").error is None
 
 
+def test_who_is_cut_off_again_before_the_greeting_has_the_arm_as_it_was(rig):
+    with armed(rig) as (server, port, control, observer):
+        first = control.greeting.session
+        for count in range(2, 5):
+            with calling(port, "/control", session=first) as unheard:
+                unheard.socket.socket.close()
+            eventually(lambda n=count: server.counters["sessions"] == n, what="taking it over")
+        with calling(port, "/control", session=first) as again:
+            assert again.command(0, observer.observe()["seq"]).answer["accepted"]
+            assert not free(port) and refused(port, "/control", session=first) == 409
+
+
 def test_who_comes_back_late_finds_it_disarmed(rig):
     with armed(rig, silence_s=0.2, rearm_after_s=0.4) as (_, port, control, observer):
         is_lost(control)
