@@ -1,6 +1,6 @@
 # make demo | make test: each sets up all it needs first, inside .venv, without root.
 #   make setup PYTHON=/path/to/python3.12   to choose the interpreter
-#   make test ARGS="-k cem"                 to pass arguments on
+#   make test ARGS="-k cem"                 to pass arguments on; ARGS="-n 0" runs in one process
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ demo: setup
 	@$(BIN)/worldmodel demo $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
