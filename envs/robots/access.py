@@ -1,4 +1,4 @@
-"""Who may connect to a server of ours: tokens, TLS, addresses that others can reach, and how often.
+"""How our servers listen, and who may connect: tokens, TLS, addresses in reach, and how often.
 
 Used by the planner server and by the robot server. None of it makes a server a safety device.
 """
@@ -14,10 +14,11 @@ import ssl
 import subprocess
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import MultipleValuesError
 from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
@@ -26,6 +27,8 @@ TOKEN_VARIABLE = "WORLDMODEL_TOKEN"
 SHORTEST_TOKEN = 16  # characters
 SCHEMES = ("api-key", "bearer")
 REMEMBERED_ADDRESSES = 1024
+QUEUED_FRAMES = 2  # of a client that sends without waiting; then it is no longer read
+OPEN_TIMEOUT_S = 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -249,15 +252,57 @@ def make_certificate(certificate: str, key: str, *, days: int = 825) -> None:
         raise RuntimeError(f"openssl made no certificate: {made.stderr.strip()}")
 
 
-def quiet_logger(name: str) -> logging.Logger:
-    """Returns a logger for websockets, which else logs health checks, and headers with the token.
+@asynccontextmanager
+async def listening(
+    converse: Callable[[ServerConnection], Awaitable[None]],
+    *,
+    admit: Callable[[ServerConnection, Upgrade], Response | None],
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    max_message_bytes: int,
+    ping_s: float,
+    lost_after_s: float,
+    close_timeout_s: float,
+    name: str,
+) -> AsyncIterator[int]:
+    """Listens for websockets; yields the port.
 
     Args:
-        name: of the module whose server it is.
+        converse: talks to one client.
+        admit: answers an upgrade that is refused; None lets the client in.
+        host: address to listen at.
+        port: 0 takes any that is free.
+        tls: encrypts the connections; None does not.
+        max_message_bytes: a client that sends more is no longer served.
+        ping_s: how often a client is asked for a sign of life.
+        lost_after_s: a client that gives none for so long is lost.
+        close_timeout_s: how long a client may take to say goodbye.
+        name: of the module whose server it is, for its logger.
+
+    Raises:
+        OSError: the port is taken.
     """
     quiet = logging.getLogger(f"{name}.websockets")
-    quiet.setLevel(logging.WARNING)
-    return quiet
+    quiet.setLevel(logging.WARNING)  # below, health checks and headers with the token are logged
+    async with serve(
+        converse,
+        host,
+        port,
+        ssl=tls,
+        process_request=admit,
+        origins=[None],  # a browser says where its page comes from; a robot does not
+        compression=None,
+        max_size=max_message_bytes,
+        max_queue=QUEUED_FRAMES,
+        open_timeout=OPEN_TIMEOUT_S,
+        close_timeout=close_timeout_s,
+        ping_interval=ping_s,
+        ping_timeout=lost_after_s,
+        server_header=None,
+        logger=quiet,
+    ) as server:
+        yield next(iter(server.sockets)).getsockname()[1]
 
 
 def _require_file(path: str) -> None:

@@ -22,13 +22,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from websockets.asyncio.server import ServerConnection
-from websockets.asyncio.server import serve as serve_websockets
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
 
-from worldmodel.envs.robots.access import ConnectRate, Door, check_robot_exposure, quiet_logger
+from worldmodel.envs.robots.access import ConnectRate, Door, check_robot_exposure, listening
 from worldmodel.envs.robots.lease import Lease
 from worldmodel.envs.robots.protocol import (
     CONTROL,
@@ -45,8 +44,7 @@ SILENCE_S = 1.5  # three heartbeats of half a second
 REARM_AFTER_S = 5.0
 MAX_STOPPERS = 16
 MAX_OBSERVATIONS_HZ = 60.0  # of one client: `SafeRobot` remembers a limited number
-QUEUED_FRAMES = 2  # of a client that sends without waiting; then it is no longer read
-OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S = 10.0, 1.0, 10.0
+CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S = 1.0, 10.0
 WATCH_S = 0.1
 logger = logging.getLogger(__name__)
 
@@ -139,26 +137,21 @@ class RobotServer:
         robot = self._service.robot
         await asyncio.to_thread(robot.connect, timeout_s=CONNECT_TIMEOUT_S)
         try:
-            async with serve_websockets(
+            async with listening(
                 self._converse,
-                host,
-                port,
-                ssl=tls,
-                process_request=self._admit,
-                origins=[None],  # a browser says where its page comes from; a client does not
-                compression=None,
-                max_size=MAX_REQUEST_BYTES,
-                max_queue=QUEUED_FRAMES,
-                open_timeout=OPEN_TIMEOUT_S,
-                close_timeout=CLOSE_TIMEOUT_S,
-                ping_interval=self._silence_s / 3,
-                ping_timeout=self._silence_s,
-                server_header=None,
-                logger=quiet_logger(__name__),
-            ) as server:
+                admit=self._admit,
+                host=host,
+                port=port,
+                tls=tls,
+                max_message_bytes=MAX_REQUEST_BYTES,
+                ping_s=self._silence_s / 3,
+                lost_after_s=self._silence_s,
+                close_timeout_s=CLOSE_TIMEOUT_S,
+                name=__name__,
+            ) as taken_port:
                 watching = asyncio.create_task(self._watch())
                 try:
-                    ready(next(iter(server.sockets)).getsockname()[1])
+                    ready(taken_port)
                     await stop.wait()
                 finally:
                     watching.cancel()

@@ -18,13 +18,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from websockets.asyncio.server import ServerConnection
-from websockets.asyncio.server import serve as serve_websockets
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as Upgrade
 from websockets.http11 import Response
 
-from worldmodel.envs.robots.access import ConnectRate, Door, check_exposure, quiet_logger
+from worldmodel.envs.robots.access import ConnectRate, Door, check_exposure, listening
 from worldmodel.envs.robots.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
 from worldmodel.serving.chunks import HOLDS
 from worldmodel.serving.dialects import (
@@ -38,8 +37,8 @@ from worldmodel.serving.dialects import (
 from worldmodel.serving.policy import Policy, Session
 
 logger = logging.getLogger(__name__)
-QUEUED_FRAMES = 2  # of a client that sends without waiting; then it is no longer read
-OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 2.0
+PING_S = 20.0
+CLOSE_TIMEOUT_S = 2.0
 
 
 class PlannerServer:
@@ -103,22 +102,19 @@ class PlannerServer:
         """
         check_exposure(host, token=self._token)
         try:
-            async with serve_websockets(
+            async with listening(
                 self._converse,
-                host,
-                port,
-                ssl=tls,
-                process_request=self._admit,
-                origins=[None],  # a browser says where its page comes from; a robot does not
-                compression=None,
-                max_size=MAX_MESSAGE_BYTES,
-                max_queue=QUEUED_FRAMES,
-                open_timeout=OPEN_TIMEOUT_S,
-                close_timeout=CLOSE_TIMEOUT_S,
-                server_header=None,
-                logger=quiet_logger(__name__),
-            ) as server:
-                ready(next(iter(server.sockets)).getsockname()[1])
+                admit=self._admit,
+                host=host,
+                port=port,
+                tls=tls,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                ping_s=PING_S,
+                lost_after_s=PING_S,
+                close_timeout_s=CLOSE_TIMEOUT_S,
+                name=__name__,
+            ) as taken_port:
+                ready(taken_port)
                 await stop.wait()
         finally:
             self._worker.shutdown(wait=True, cancel_futures=True)
