@@ -9,16 +9,16 @@ planning_sweep.json from those of `worldmodel sweep`, the latter of the shipped 
 
 import importlib.util
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from worldmodel.benchmark import results_table, targets_table, worst_first
 from worldmodel.sweep import sweep_table
-from worldmodel.tables import markdown_table, percent
+from worldmodel.tables import fill_marks, markdown_table, percent
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = "docs/make_benchmark.py"
 PAGE = ROOT / "docs" / "benchmark.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,22 +127,7 @@ def leaderboard() -> Any:
     return module
 
 
-def fill(page: str, texts: dict[str, str]) -> str:
-    """Returns the page with the text of each mark replaced.
-
-    Raises:
-        ValueError: The page lacks a mark.
-    """
-    for name, text in texts.items():
-        begin, end = f"<!-- {name}: docs/make_benchmark.py -->\n", f"<!-- /{name} -->"
-        if begin not in page or end not in page:
-            raise ValueError(f"the page needs the lines {begin.strip()} and {end}")
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        page = pattern.sub(lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page)
-    return page
-
-
 if __name__ == "__main__":
     for path, texts in ((PAGE, tables()), (README, readme_tables())):
-        path.write_text(fill(path.read_text(), texts))
+        path.write_text(fill_marks(path.read_text(), texts, script=SCRIPT))
         print(path)

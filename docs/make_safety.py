@@ -6,14 +6,14 @@ The numbers are those of benchmarks/results/faults.json (`make faults`) and soak
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worldmodel.tables import markdown_table
+from worldmodel.tables import fill_marks, markdown_table
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = "docs/make_safety.py"
 PAGE = ROOT / "docs" / "safety.md"
 RESULTS = ROOT / "benchmarks" / "results"
 LOG_S = 60.0  # that the simulated arm remembers
@@ -117,21 +117,6 @@ def _memory(samples: list[list[float]], column: int) -> str:
     return f"{full[column]:.0f} MiB after {full[0]:.0f} s, {last[column]:.0f} after {last[0]:.0f} s"
 
 
-def fill(page: str, texts: Mapping[str, str]) -> str:
-    """Returns the page with the text of each mark replaced.
-
-    Raises:
-        ValueError: The page lacks a mark.
-    """
-    for mark, text in texts.items():
-        begin, end = f"<!-- {mark}: docs/make_safety.py -->\n", f"<!-- /{mark} -->"
-        if begin not in page or end not in page:
-            raise ValueError(f"the page needs the lines {begin.strip()} and {end}")
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        page = pattern.sub(lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page)
-    return page
-
-
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(), tables()))
+    PAGE.write_text(fill_marks(PAGE.read_text(), tables(), script=SCRIPT))
     print(PAGE)

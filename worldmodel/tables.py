@@ -1,7 +1,8 @@
 """Tables for people and programs: Markdown and CSV of the same rows."""
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -26,6 +27,26 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def fill_marks(page: str, texts: Mapping[str, str], *, script: str) -> str:
+    """Returns a Markdown page with the text between the marks of each name replaced.
+
+    Args:
+        page: with a line `<!-- NAME: SCRIPT -->` and a line `<!-- /NAME -->` for each name.
+        texts: by name.
+        script: that makes the texts, so that a reader of the page knows.
+
+    Raises:
+        ValueError: The page lacks a mark.
+    """
+    for name, text in texts.items():
+        begin, end = f"<!-- {name}: {script} -->\n", f"<!-- /{name} -->"
+        if begin not in page or end not in page:
+            raise ValueError(f"the page needs the lines {begin.strip()} and {end}")
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        page = pattern.sub(lambda _, b=begin, t=text, e=end: f"{b}\n{t}\n{e}", page)
+    return page
 
 
 def percent(rate: float) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel.tables import markdown_table, percent, write_csv
+from worldmodel.tables import fill_marks, markdown_table, percent, write_csv
 
 
 def test_a_markdown_table_is_aligned_and_escapes_what_would_split_it() -> None:
@@ -31,3 +31,17 @@ def test_percent() -> None:
         "100 %",
         "98.8 %",
     ]
+
+
+def test_a_page_without_a_mark_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the lines <!-- results: docs/make.py -->"):
+        fill_marks("nothing", {"results": "x"}, script="docs/make.py")
+    marked = "a\n<!-- results: docs/make.py -->\nold\n<!-- /results -->\nb"
+    filled = fill_marks(marked, {"results": r"new \1"}, script="docs/make.py")
+    assert filled.splitlines() == [
+        *marked.splitlines()[:2],
+        "",
+        r"new \1",
+        *marked.splitlines()[3:],
+    ]
+    assert fill_marks(filled, {"results": r"new \1"}, script="docs/make.py") == filled
