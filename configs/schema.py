@@ -409,6 +409,8 @@ class ServeConfig:
     max_connections: int = 4
     action_space: str = "joint_velocity"  # of RoboArena's rows; openpi's are always that
     roboarena_reply: str = "map"  # {actions: rows} for its evaluator, array for its self-test
+    # Joints [rad] whose elbow the model's recordings show, turned to on the way; null leaves it.
+    posture: Any = None
     rows: int = 8  # planned at once, 1/15 s each; then the arm waits for the next plan
     speed: float = 0.2  # of the tool [m/s]
     turn_speed: float = 0.4  # of the tool [rad/s]

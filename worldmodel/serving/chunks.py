@@ -32,6 +32,7 @@ FASTEST = {
     "joint_speed": float(UNKNOWN.joints.velocity.min()),  # rad/s
 }
 HOLDS = ("outside_workspace", "joint_limits", "unreachable")  # notes of rows that hold still
+ELBOW_SPEED = 0.3  # rad/s, largest of a joint while the elbow turns
 OUTSIDE_TOLERANCE = 0.02  # m; an arm stopped at the border is measured a little beyond it
 
 
@@ -93,6 +94,7 @@ def make_chunk(
     tool: Tool,
     limits: Limits,
     action_space: ActionSpace,
+    posture: Float[np.ndarray, "7"] | None,
 ) -> Chunk:
     """Returns the rows that carry out some planned actions.
 
@@ -105,6 +107,7 @@ def make_chunk(
         tool: where the tool centre point is.
         limits: see `Limits`.
         action_space: what the rows mean.
+        posture: joints [rad] whose elbow the arm turns to on its way; None leaves it where it is.
     """
     notes: dict[str, None] = {}
     start = joints.astype(np.float64)
@@ -112,13 +115,16 @@ def make_chunk(
     moving = _may_move(start, position, limits, notes)
     wanted = _path(position, rotation, actions, step_s=step_s, num_rows=num_rows)
     grips = _grips(gripper, actions, step_s=step_s, num_rows=num_rows)
+    turning_rows = round(len(actions) * step_s * ROW_HZ)
     path = [start]
     for k, (wanted_position, wanted_rotation) in enumerate(wanted):
-        found = None
+        found, near = None, path[-1]
+        if posture is not None and k < turning_rows:
+            near = tool.turn_elbow(near, posture, most=ELBOW_SPEED / ROW_HZ)
         if moving:
             position = _limited_position(position, wanted_position, limits, notes)
             rotation = _limited_rotation(rotation, wanted_rotation, limits, notes)
-            found = tool.solve(position, rotation, path[-1])
+            found = tool.solve(position, rotation, near)
             if found is None:
                 notes["unreachable"] = None
         if found is None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.data.rotations import angle_between, to_matrix
-from worldmodel.envs.robots.kinematics import inverse_kinematics, pose_matrix
+from worldmodel.envs.robots.kinematics import inverse_kinematics, jacobian, pose_matrix
 from worldmodel.envs.robots.limits import UNKNOWN
 from worldmodel.franka_arm import joint_frames
 
@@ -73,6 +73,21 @@ class Tool:
         turned = angle_between(self.pose(joints)[1], rotation)
         near = np.abs(joints - start).max() <= LARGEST_MOVE
         return joints if near and away <= REACHED_POSITION and turned <= REACHED_ROTATION else None
+
+    def turn_elbow(
+        self, joints: Float[np.ndarray, "7"], posture: Float[np.ndarray, "7"], *, most: float
+    ) -> Float[np.ndarray, "7"]:
+        """Returns joints nearer to a posture, along the one way that leaves the tool where it is.
+
+        Args:
+            joints: Where to start [rad].
+            posture: Wanted joints [rad]; of them only the elbow's place counts.
+            most: Largest change of a joint [rad]. The tool stays in place to first order of it.
+        """
+        frames = joint_frames(joints)
+        along = np.linalg.svd(jacobian(frames, frames[-1, :3, 3]))[2][-1]  # of the null space
+        move = along * (along @ (posture - joints))
+        return joints + move * min(1.0, most / max(np.abs(move).max(), 1e-12))
 
 
 def _about_z(angle: float) -> np.ndarray:

@@ -83,6 +83,7 @@ class GoalPolicy:
         limits: Limits,
         num_rows: int,
         action_space: ActionSpace,
+        posture: Float[np.ndarray, "7"] | None,
         resize_to: int | None,
     ):
         """Builds the policy.
@@ -94,6 +95,7 @@ class GoalPolicy:
             limits: of the rows.
             num_rows: rows planned at once; openpi's script executes eight, RoboArena's all.
             action_space: of RoboArena's rows; openpi's are joint velocities.
+            posture: see `chunks.make_chunk`.
             resize_to: height and width to which RoboArena's client is to resize its images.
 
         Raises:
@@ -107,6 +109,7 @@ class GoalPolicy:
         self.limits = limits
         self.num_rows = num_rows
         self.action_space: ActionSpace = action_space
+        self.posture = posture
         self.metadata = metadata(image_size=resize_to, action_space=action_space)
 
     def infer(self, request: Request, session: Session) -> Chunk:
@@ -143,6 +146,7 @@ class GoalPolicy:
             tool=self.tool,
             limits=self.limits,
             action_space=action_space,
+            posture=self.posture,
         )
         session.gripper = chunk.gripper
         return chunk

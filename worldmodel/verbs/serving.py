@@ -180,6 +180,9 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
         raise UserError("serve needs workspace=...")
     if np.shape(corners) != (2, 3):
         raise UserError("workspace must be two corners in metres: [[x, y, z], [x, y, z]]")
+    posture = settings["posture"]
+    if posture is not None and np.shape(posture) != (7,):
+        raise UserError(f"posture must be seven joint angles in rad, or null; got {posture}")
     low, high = np.array(corners, dtype=float)
     limits = Limits(
         low=low,
@@ -205,5 +208,6 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
         limits=limits,
         num_rows=config.rows,
         action_space=config.action_space,
+        posture=None if posture is None else np.array(posture, dtype=float),
         resize_to=world.image_size,
     )

@@ -13,6 +13,7 @@ from worldmodel.pose import euler_to_matrix
 from worldmodel.serving.chunks import (
     ACTION_SPACES,
     ANGULAR_UNIT,
+    ELBOW_SPEED,
     JOINT_UNIT,
     LINEAR_UNIT,
     OUTSIDE_TOLERANCE,
@@ -43,6 +44,7 @@ def chunk(actions: Any, **changes: Any) -> Chunk:
         "tool": TOOL,
         "limits": LIMITS,
         "action_space": "joint_velocity",
+        "posture": None,
     } | changes
     return make_chunk(np.array(actions, dtype=np.float64), **settings)
 
@@ -193,3 +195,19 @@ def test_limits_must_make_sense() -> None:
     for name, value in (("speed", 0.0), ("joint_speed", 3.0), ("turn_speed", float("nan"))):
         with pytest.raises(ValueError, match=f"{name} must be above 0"):
             replace(LIMITS, **{name: value})
+
+
+def test_the_elbow_goes_to_the_posture_while_the_tool_does_what_it_would() -> None:
+    joints = TOOL.turn_elbow(HOME_JOINTS, HOME_JOINTS + 1.0, most=0.1)
+    actions = [action(x=0.02), action(y=0.02)]
+    left, turned = (
+        driven(chunk(actions, joints=joints, posture=p), joints) for p in (None, HOME_JOINTS)
+    )
+    assert np.abs(TOOL.pose(left)[0] - TOOL.pose(turned)[0]).max() < 1e-4
+    off = [TOOL.turn_elbow(path[-1], HOME_JOINTS, most=9.0) - path[-1] for path in (left, turned)]
+    assert np.abs(off[0]).max() > 0.03 and np.abs(off[1]).max() < 0.005
+    elbow = np.abs(turned - left).max(axis=1)
+    assert (np.diff(elbow) <= ELBOW_SPEED / ROW_HZ + 1e-3).all()
+    still = driven(chunk([action()], joints=joints, posture=HOME_JOINTS), joints)
+    assert np.abs(still[4:] - still[4]).max() < 1e-9  # after the last action nothing moves
+    assert np.abs(still[4] - joints).max() > 0.04

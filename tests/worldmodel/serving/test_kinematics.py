@@ -54,6 +54,26 @@ def test_what_cannot_be_reached_is_said() -> None:
     assert TOOL.solve(position, -rotation @ np.diag([1, 1, -1]), panda.HOME_JOINTS) is None
 
 
+def test_the_elbow_turns_and_the_tool_stays() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        joints = start = panda.HOME_JOINTS + rng.uniform(-0.3, 0.3, 7)
+        position, rotation = TOOL.pose(start)
+        for _ in range(60):
+            turned = TOOL.turn_elbow(joints, panda.HOME_JOINTS, most=0.02)
+            assert np.abs(turned - joints).max() <= 0.02 + 1e-12
+            found = TOOL.solve(position, rotation, turned)
+            assert found is not None
+            joints = found
+        where = TOOL.pose(joints)
+        assert np.linalg.norm(where[0] - position) < 1e-4
+        assert angle_between(where[1], rotation) < 1e-3
+        away = [np.linalg.norm(q - panda.HOME_JOINTS) for q in (joints, start)]
+        assert away[0] < away[1]
+        again = TOOL.turn_elbow(joints, panda.HOME_JOINTS, most=1.0)
+        assert np.abs(again - joints).max() < 1e-3  # it is there
+
+
 def test_the_joint_limits_are_kept() -> None:
     start = panda.HOME_JOINTS.copy()
     start[6] = JOINT_HIGH[6] - 2 * JOINT_MARGIN

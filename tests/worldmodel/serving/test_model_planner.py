@@ -1,6 +1,5 @@
 # pyright: reportAttributeAccessIssue=false
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,17 +111,16 @@ class SimulatedDroid:
 
 
 @pytest.mark.slow
-def test_the_shipped_model_reaches_a_goal_through_the_wire(run_server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_the_shipped_model_reaches_a_goal_through_the_wire(run_server, tmp_path, seed) -> None:
     env = envs.make("reach", backend="ray")
-    observation, _ = env.reset(
-        seed=3
-    )  # of others, some bring the elbow where it misleads the model
+    observation, _ = env.reset(seed=seed)
     Image.fromarray(observation["goal_image"]).save(tmp_path / "reach it.png")
     config = compose("serve", ["workspace=[[0.2,-0.4,0.0],[0.7,0.4,0.6]]", f"goals={tmp_path}"])
     robot, goal = SimulatedDroid(env), observation["goal_proprio"][:3]
     distances = [float(np.linalg.norm(robot.arm.tcp_pos_base - goal))]
     with run_server(goal_policy(config)) as running, running.client() as client:
-        for _ in range(5):
+        for _ in range(7):
             client.send(pack(robot.observe("reach it")))
             answer = unpack(client.recv(120))
             assert answer["actions"].shape == (10, 8)
@@ -130,4 +128,6 @@ def test_the_shipped_model_reaches_a_goal_through_the_wire(run_server, tmp_path:
                 robot.step(row)
             distances.append(float(np.linalg.norm(robot.arm.tcp_pos_base - goal)))
     assert distances[0] > 0.15
-    assert max(distances[-3:]) < 0.02  # 0.4 cm after the second request, and it stays
+    assert (
+        max(distances[-3:]) < 0.01
+    )  # though the elbow is another than that of the goal image at first

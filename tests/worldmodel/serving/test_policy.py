@@ -49,6 +49,7 @@ def policy(goals: Goals, action: list[float], **changes: Any) -> GoalPolicy:
         ),
         "num_rows": 8,
         "action_space": "cartesian_position",
+        "posture": None,
         "resize_to": 32,
     } | changes
     return GoalPolicy(FakePlanner(action), goals, **settings)
