@@ -5,6 +5,7 @@ the next question. Opening it again is for the owner to decide. Only `close` say
 leaves in good order leaves the robot disarmed, and one whose network was cut does not want that.
 """
 
+import logging
 import ssl
 import threading
 import time
@@ -39,6 +40,8 @@ MEANINGS = {
     429: "too many connections from this address; wait a little",
     503: "it has as many clients as it takes, or it is ending",
 }
+_quiet = logging.getLogger(f"{__name__}.websockets")
+_quiet.setLevel(logging.CRITICAL)  # else a cut is told with a traceback; the owner tells it
 FINAL = (401, 404, 409)  # waiting does not help
 
 
@@ -117,6 +120,7 @@ class Channel:
                     ping_interval=PING_S,
                     ping_timeout=LOST_AFTER_S,
                     close_timeout=CLOSE_TIMEOUT_S,
+                    logger=_quiet,
                 )
                 self._connection = self._leaving.enter_context(opening)
                 return read_greeting(unpack(_binary(self._connection.recv(timeout_s))))

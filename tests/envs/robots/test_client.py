@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import shutil
 import threading
 import time
@@ -467,6 +468,16 @@ def test_giving_up_on_an_answer_is_no_goodbye(rig):
         robot._channels["/control"].close()  # which is one
         eventually(lambda: rig.safe.state is RobotState.IDLE, what="disarming")
         assert rig.safe.reason == "controller_left"
+
+
+def test_a_cut_is_told_in_a_line_and_not_in_a_traceback(rig, caplog):
+    with far(rig, reply_timeout_s=0.3, heartbeat_s=0.1) as (robot, proxy, _):
+        look(robot)
+        proxy.half_open()
+        time.sleep(2.5)  # longer than a server may leave a ping unanswered
+        eventually(lambda: tells(robot), what="a connection")
+    told = [r for r in caplog.records if r.levelno >= logging.WARNING and r.name != "asyncio"]
+    assert told and not any(record.exc_info for record in told), told
 
 
 def test_a_greeting_whose_sync_is_lost_is_remembered(rig):
