@@ -114,6 +114,10 @@ class EncodeConfig(LatentConfig):
 
     rank: int | None = None  # number of this process among `world`; null asks torchrun or Slurm
     world: int | None = None
+    executor: str = "local"  # of the workers; ray: on a cluster that sees the same files
+    cpus: float = 1.0  # that Ray sets aside for a worker
+    gpus: float = 0.0
+    address: str | None = None  # Ray cluster; null is RAY_ADDRESS's, or else this machine
     verify: int = 0  # encode so many episodes again and compare, instead of encoding
 
 
@@ -191,6 +195,11 @@ class TrainConfig(LatentConfig):
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     validate_every: int = 100
+    # Steps between the robot-free measures of docs/validation.md, taken on a few held-out windows,
+    # and once more at the end; null takes none.
+    measure_every: int | None = 500
+    measured_windows: int = 64
+    measured_searches: int = 16  # of them, searched for the lowest energy, which costs most
     dtype: str = "float32"  # of the stored model: float32, or float16 for half the size
     save_every: int = 100
     keep_last: int = 2  # states to go on from; the best weights are kept beside them

@@ -3,7 +3,7 @@
 They share nothing but the latents: neither learns from the other's loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -140,6 +140,7 @@ class PredictionTask(Task):
         validation_windows: How many of those.
         at_once: How many are computed at once.
         seed: Of their choice.
+        measures: Costlier numbers of the module, taken now and then.
     """
 
     metric = "validation_loss"
@@ -153,8 +154,10 @@ class PredictionTask(Task):
         validation_windows: int,
         at_once: int,
         seed: int,
+        measures: Callable[[], dict[str, float]] = dict,
     ):
         self.module, self._losses = losses, losses
+        self._measures = measures
         self.windows, self.held_out = windows, held_out
         self.at_once = at_once
         self._validation = held_out.draw(np.random.default_rng(seed), validation_windows)
@@ -188,6 +191,10 @@ class PredictionTask(Task):
     def validate(self, evaluate: Evaluate) -> dict[str, float]:
         """Returns held-out losses beside what copying and what wrong actions would give."""
         return validate(evaluate, self.held_out, self._validation, at_once=self.at_once)
+
+    def measure(self) -> dict[str, float]:
+        """Returns the costlier numbers."""
+        return self._measures()
 
 
 def validate(

@@ -7,6 +7,7 @@ proposes where to go. The loop is that of `worldmodel.engine`, what it trains is
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from worldmodel.losses import Distance
 from worldmodel.new_world import freeze_unused, new_world, set_input_scales
 from worldmodel.prediction_task import PredictionTask, PredictorLosses, StateError, Windows
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.robot_free import PREFIX, RobotFree, is_measured
 from worldmodel.tracking import Tracker
 from worldmodel.training import Precision, Schedule, plot_metrics, select_device
 from worldmodel.verdict import Rival, verdict_of_run
@@ -80,6 +82,9 @@ def train(
     log_every: int,
     validate_every: int,
     save_every: int,
+    measure_every: int | None = None,
+    measured_windows: int = 64,
+    measured_searches: int = 16,
     keep_last: int = 2,
     dtype: Literal["float32", "float16"] = "float32",
     distance: Distance = "l1",
@@ -124,6 +129,10 @@ def train(
         log_every: Steps between metric lines.
         validate_every: Steps between validations.
         save_every: Steps between saved states.
+        measure_every: Steps between the robot-free measures (`worldmodel.robot_free`), which are
+            also taken at the end; None takes none.
+        measured_windows: Held-out windows that they are taken on.
+        measured_searches: How many of those are searched for the lowest energy.
         keep_last: How many states are kept; the best weights are kept beside them.
         dtype: Precision of the stored model.
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
@@ -209,16 +218,27 @@ def train(
         )
         return world.to(where), losses
 
+    robot_free = None
+    if measure_every is not None:
+        robot_free = RobotFree.draw(
+            Windows(latents, validation_ids, dt=dt, frames=2, strides=[min(strides)]),
+            windows=measured_windows,
+            searches=measured_searches,
+            distance=distance,
+            seed=seed,
+        )
     rival = None
     if compare_with is not None:
         rival = Rival.load(compare_with, job=job, held_out=held_out, device=where)
+    world, losses = new_losses()
     task = PredictionTask(
-        new_losses()[1],
+        losses,
         windows,
         held_out,
         validation_windows=VALIDATION_WINDOWS,
         at_once=min(VALIDATION_WINDOWS, 4 * batch_size // accumulate),
         seed=seed,
+        measures=partial(robot_free.measure, world) if robot_free is not None else dict,
     )
     fitted = fit(
         task,
@@ -231,6 +251,7 @@ def train(
         cadence=Cadence(
             log_every=log_every,
             validate_every=validate_every,
+            measure_every=measure_every,
             save_every=save_every,
             keep_last=keep_last,
         ),
@@ -279,7 +300,7 @@ def train(
         copy_loss=final["copy_loss"],
         shuffled_loss=final["shuffled_loss"],
         state_error=error,
-        verdict=rival.verdict(final, distance) if rival else verdict_of_run(fitted),
+        verdict=rival.verdict(final, distance, robot_free) if rival else verdict_of_run(fitted),
     )
     if here().first:
         exports = [(result.checkpoint, fitted.last, final)]
@@ -311,14 +332,14 @@ def _earlier_best(fitted: Fitted) -> training_state.Saved | None:
 
 
 def _plot(fitted: Fitted, file: Path) -> None:
-    plot_metrics(
-        fitted.lines,
-        file,
-        groups={
-            "training loss": ["loss_teacher_forcing", "loss_rollout"],
-            "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
-            "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
-            "learning rate": ["learning_rate"],
-        },
-        title="action-conditioned prediction",
-    )
+    groups = {
+        "training loss": ["loss_teacher_forcing", "loss_rollout"],
+        "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
+        "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
+        "learning rate": ["learning_rate"],
+    }
+    if is_measured(fitted.metrics):
+        names = ("identity_ratio", "shuffled_action_ratio", "ranking_top1")
+        groups["without a robot"] = [PREFIX + name for name in names]
+        groups["argmin error [cm]"] = [PREFIX + "argmin_error_cm"]
+    plot_metrics(fitted.lines, file, groups=groups, title="action-conditioned prediction")
