@@ -174,6 +174,8 @@ class TrainConfig(LatentConfig):
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
     finetune: str | None = None  # world model to go on from: its predictor, in place of the group
     lora_rank: int | None = None  # low-rank changes of it only; null trains all of it
+    # Another name is that of an arm that speaks in the joints of its recordings; docs/training.md.
+    embodiment: str = "end_effector"
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from worldmodel.embodied import Embodied, EmbodiedHeldOut
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
 from worldmodel.losses import Distance
 from worldmodel.prediction_task import Windows
@@ -38,6 +40,7 @@ class RobotFree:
         samples: Plans per iteration of a search.
         iterations: Its iterations.
         seed: Of all draws.
+        embodiment: Who speaks in the windows. An argmin is measured of end-effector poses only.
     """
 
     latents: Tensor
@@ -49,6 +52,7 @@ class RobotFree:
     samples: int = 64
     iterations: int = 4
     seed: int = 0
+    embodiment: str = END_EFFECTOR
 
     @classmethod
     def draw(
@@ -60,6 +64,7 @@ class RobotFree:
         candidates: int = 16,
         distance: Distance,
         seed: int,
+        embodiment: str = END_EFFECTOR,
     ) -> "RobotFree":
         """Draws the windows, before anything is trained.
 
@@ -71,6 +76,7 @@ class RobotFree:
                 too few, nothing is ranked.
             distance: Of latents.
             seed: Of all draws.
+            embodiment: Who speaks in the windows.
         """
         draw = held_out.draw(np.random.default_rng(seed), windows)
         order = np.argsort(draw["episodes"], kind="stable")
@@ -85,35 +91,40 @@ class RobotFree:
             searches=searches,
             candidates=candidates if windows - most >= candidates - 1 else None,
             seed=seed,
+            embodiment=embodiment,
         )
 
-    def measure(self, world: JEPA) -> dict[str, float]:
+    def measure(self, model: JEPA) -> dict[str, float]:
         """Returns the numbers of a model as it is, in evaluation mode.
 
         "robot_free_identity_ratio" and "..._shuffled_action_ratio", lower is better and 1 is
         worthless; "..._ranking_top1", the share of windows in which the true action has the lowest
         energy; "..._argmin_error_cm", how far from the true translation the energy is lowest.
         """
-        raw = self.latents.to(world.device).float()
-        held_out = HeldOut(
-            (raw - world.latent_mean) / world.latent_std, self.proprio, self.episodes
-        )
+        raw = self.latents.to(model.device).float()
+        latents = (raw - model.latent_mean) / model.latent_std
+        if self.embodiment == END_EFFECTOR:
+            world, held_out = model, HeldOut(latents, self.proprio, self.episodes)
+        else:
+            world = Embodied(model, self.embodiment)
+            held_out = EmbodiedHeldOut(latents, self.proprio, self.episodes)
         errors = latent_errors(world, held_out, horizon=1, distance=self.distance, progress=False)
-        argmin = energy_argmin(
-            world,
-            held_out,
-            windows=self.searches,
-            samples=self.samples,
-            iterations=self.iterations,
-            seed=self.seed,
-            distance=self.distance,
-            progress=False,
-        )
         measures = {
             f"{PREFIX}identity_ratio": float(errors.identity_ratios[0]),
             f"{PREFIX}shuffled_action_ratio": float(errors.shuffled_ratios[0]),
-            f"{PREFIX}argmin_error_cm": argmin.error_cm,
         }
+        if self.embodiment == END_EFFECTOR:
+            argmin = energy_argmin(
+                world,
+                held_out,
+                windows=self.searches,
+                samples=self.samples,
+                iterations=self.iterations,
+                seed=self.seed,
+                distance=self.distance,
+                progress=False,
+            )
+            measures[f"{PREFIX}argmin_error_cm"] = argmin.error_cm
         if self.candidates is not None:
             ranking = action_ranking(
                 world,

@@ -19,6 +19,8 @@ from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import split_episodes
 from worldmodel.distributed import here
+from worldmodel.embodied import learn_to_speak, read_joints
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
 from worldmodel.engine import Cadence, Execution, Fitted, fit
 from worldmodel.finetune import check_fits, continued, merge_low_rank
@@ -102,6 +104,7 @@ def train(
     finetune: str | None = None,
     lora_rank: int | None = None,
     rate_was_chosen: bool = False,
+    embodiment: str = END_EFFECTOR,
 ) -> TrainResult:
     """Trains a predictor, and a state head beside it, and writes them to `run/model`.
 
@@ -155,6 +158,9 @@ def train(
         lora_rank: Of the changes of its large matrices; None trains all of it.
         rate_was_chosen: Whether the rate of the latents was asked for; if not, it must be that of
             the model to go on from.
+        embodiment: Who the recordings are of. Another name than the end effector's is that of an
+            arm that speaks in its joints, which gets input layers of its own, see
+            `worldmodel.embodied`; there is no state head then.
     """
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
@@ -165,10 +171,19 @@ def train(
             f"validation_fraction={validation_fraction} leaves no episode of {len(train_ids)} to "
             "validate on; raise it or collect more episodes"
         )
-    dt = 1 / latents.hz
-    windows = Windows(latents, train_ids, dt=dt, frames=window, strides=strides)
-    held_out = Windows(latents, validation_ids, dt=dt, frames=window, strides=strides)
-    poses = windows.proprio(windows.draw(np.random.default_rng(seed), SCALE_WINDOWS))
+    joints = None
+    if embodiment != END_EFFECTOR:
+        if state_weight:
+            raise ValueError(
+                "a state head reads end-effector poses, which an embodiment of its own does not "
+                "speak in; set state_weight=0"
+            )
+        joints = read_joints(job.source, latents, latents.ids.tolist())
+    windows_of = partial(Windows, latents, dt=1 / latents.hz, joints=joints)
+    windows = windows_of(train_ids, frames=window, strides=strides)
+    held_out = windows_of(validation_ids, frames=window, strides=strides)
+    sample = windows.draw(np.random.default_rng(seed), SCALE_WINDOWS)
+    poses = windows.poses(sample)
 
     start = None
     if finetune is not None:
@@ -208,28 +223,35 @@ def train(
             )
             if standardise:
                 set_input_scales(world, latents, train_ids, poses)
-        freeze_unused(world.predictor)
+        if joints is not None:
+            moves = windows.actions(windows.proprio(sample)).flatten(0, 1)
+            learn_to_speak(world, embodiment, joints, moves, seed=seed)
+        freeze_unused(world.predictor, embodiment)
         losses = PredictorLosses(
             world,
             rollout_steps=rollout_steps,
             distance=distance,
             state_weight=state_weight,
             legacy_rollout=legacy_rollout,
+            embodiment=embodiment,
         )
         return world.to(where), losses
 
     robot_free = None
     if measure_every is not None:
         robot_free = RobotFree.draw(
-            Windows(latents, validation_ids, dt=dt, frames=2, strides=[min(strides)]),
+            windows_of(validation_ids, frames=2, strides=[min(strides)]),
             windows=measured_windows,
             searches=measured_searches,
             distance=distance,
             seed=seed,
+            embodiment=embodiment,
         )
     rival = None
     if compare_with is not None:
-        rival = Rival.load(compare_with, job=job, held_out=held_out, device=where)
+        rival = Rival.load(
+            compare_with, job=job, held_out=held_out, device=where, embodiment=embodiment
+        )
     world, losses = new_losses()
     task = PredictionTask(
         losses,
@@ -292,6 +314,7 @@ def train(
         "state_weight": state_weight,
         "finetuned_from": finetune,
         "lora_rank": lora_rank,
+        "embodiment": embodiment,
     }
     result = TrainResult(
         checkpoint=run / "model",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import checkpoint
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
 from worldmodel.engine import Fitted
 from worldmodel.jepa import JEPA
@@ -29,16 +30,24 @@ class Rival:
         world: The model.
         held_out: The windows.
         device: Where it is computed.
+        embodiment: Who speaks in the windows.
     """
 
     folder: str
     world: JEPA
     held_out: Windows
     device: torch.device
+    embodiment: str
 
     @classmethod
     def load(
-        cls, folder: str, *, job: LatentJob, held_out: Windows, device: torch.device
+        cls,
+        folder: str,
+        *,
+        job: LatentJob,
+        held_out: Windows,
+        device: torch.device,
+        embodiment: str = END_EFFECTOR,
     ) -> "Rival":
         """Loads a checkpoint, before the run begins.
 
@@ -54,14 +63,23 @@ class Rival:
                 "than this run, so the same windows cannot be shown to both; name a checkpoint of "
                 f"the encoder {ours[0]} with merge={ours[1]} and pool={ours[2]}"
             )
-        return cls(folder, world.to(device), held_out, device)
+        if embodiment not in (END_EFFECTOR, *getattr(world.predictor, "embodiments", ())):
+            raise ValueError(
+                f"compare_with={folder} was never told of the embodiment {embodiment!r}; name a "
+                "checkpoint that was"
+            )
+        return cls(folder, world.to(device), held_out, device, embodiment)
 
     def verdict(
         self, metrics: dict[str, float], distance: Distance, robot_free: RobotFree | None
     ) -> str:
         """Returns which of the two is better, also without a robot if that was measured."""
         losses = PredictorLosses(
-            self.world, rollout_steps=1, distance=distance, state_weight=0
+            self.world,
+            rollout_steps=1,
+            distance=distance,
+            state_weight=0,
+            embodiment=self.embodiment,
         ).eval()
 
         @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from worldmodel import checkpoint, training_state
 from worldmodel.data import EpisodeStore, split_episodes
 from worldmodel.data.source import open_source
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
@@ -54,6 +55,7 @@ def run_train(
     compare_with: str | None = None,
     finetune: str | None = None,
     lora_rank: int | None = None,
+    embodiment: str = END_EFFECTOR,
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
     encoder, image_size = checkpoint.load_encoder(save_an_encoder(run.parent / "encoder"))
@@ -102,6 +104,7 @@ def run_train(
         compare_with=compare_with,
         finetune=finetune,
         lora_rank=lora_rank,
+        embodiment=embodiment,
     )
 
 

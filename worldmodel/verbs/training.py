@@ -251,6 +251,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
                 finetune=config.finetune,
                 lora_rank=config.lora_rank,
                 rate_was_chosen=config.model_hz is not None,
+                embodiment=config.embodiment,
             )
         except TrainingError as error:
             raise UserError(str(error)) from error
