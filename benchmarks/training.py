@@ -230,9 +230,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     ways = {
         "encoded": way(EncodingTask(losses_of(job, windows), windows, job)),
         "cached": way(cached(windows)),
-        "loaded": way(cached(large)),
-        "fixed": way(cached(large), fixed=True),
     }
+    pair = way(cached(large)), way(cached(large), fixed=True)
     losses = ways["encoded"].first_loss, ways["cached"].first_loss
     if abs(losses[0] / losses[1] - 1) > 0.01:
         raise SystemExit(f"{name}: both ways must have the same first loss, got {losses}")
@@ -240,9 +239,12 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         for kind, one in ways.items():
             one.time(options.encoded_steps if kind == "encoded" else options.cached_steps)
         print(f"{name}: {repeat + 1} of {options.repeats}", flush=True)
+    for repeat in range(options.loader_repeats):  # two steps at a time, either one first
+        for one in pair if repeat % 2 else reversed(pair):
+            one.time(2)
+    ways |= {"loaded": pair[0], "fixed": pair[1]}
 
     seconds = {kind: Times.medians(one.runs) for kind, one in ways.items()}
-    pairs = list(zip(ways["loaded"].runs, ways["fixed"].runs, strict=True))
     load = load_time(cached(large), options.batch_size)
     return {
         "encoder": name,
@@ -257,9 +259,10 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
         "samples_per_s": {k: options.batch_size / t.wall for k, t in seconds.items()},
         "samples_ratio": seconds["encoded"].wall / seconds["cached"].wall,
         "samples_ratio_processor": seconds["encoded"].processor / seconds["cached"].processor,
-        "loader_cost": median(a.wall / b.wall for a, b in pairs) - 1,
-        "loader_cost_processor": median(a.processor / b.processor for a, b in pairs) - 1,
+        "loader_cost": seconds["loaded"].wall / seconds["fixed"].wall - 1,
+        "loader_cost_processor": seconds["loaded"].processor / seconds["fixed"].processor - 1,
         "load_s": vars(load),
+        "runs_s": {kind: [vars(times) for times in one.runs] for kind, one in ways.items()},
     }
 
 
@@ -312,6 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--loader-repeats", type=int, default=30)
     parser.add_argument("--cached-steps", type=int, default=10, help="of a run")
     parser.add_argument("--encoded-steps", type=int, default=2, help="of a run")
     parser.add_argument("--episodes", type=int, default=8)

@@ -257,7 +257,9 @@ def train(config: "DictConfig", *, call: Call) -> int:
             raise UserError(str(error)) from error
         if not here().first:
             return 0
-    print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
+    print(f"curves: {run / 'curves.png'}")
+    if config.embodiment == "end_effector":  # the other verbs speak in poses
+        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:
