@@ -155,9 +155,12 @@ def main() -> None:
     for name in SETTINGS:
         rows[name] = train(name, data, options)
     report: dict[str, Any] = {
-        "settings": {key: str(value) for key, value in vars(options).items()},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("run", "out")},
         "episodes": episodes,
-        "rows": rows,
+        "rows": {
+            name: [line for line in lines if "identity_ratio" in line]
+            for name, lines in rows.items()
+        },
         "machine": describe_machine(),
     }
     if options.out is not None:

@@ -7,6 +7,7 @@ import torch
 from worldmodel import checkpoint
 from worldmodel.data.latents import LatentCache
 from worldmodel.jepa import JEPA
+from worldmodel.pose import action_between
 from worldmodel.prediction_task import Windows
 from worldmodel.robot_free import RobotFree, compared
 from worldmodel.training import Schedule
@@ -74,6 +75,20 @@ def test_measures_worsen_when_the_model_is_broken(
         sign = -1 if name == "ranking_top1" else 1
         assert sign * bad[f"robot_free_{name}"] > sign * good[f"robot_free_{name}"], name
     assert bad["robot_free_shuffled_action_ratio"] == pytest.approx(1.0)
+
+
+def test_the_error_is_that_of_the_latents_that_the_model_was_trained_on(learned: Path) -> None:
+    robot_free = RobotFree.draw(windows_of(learned), windows=32, searches=2, distance="l2", seed=0)
+    world = checkpoint.load(learned / "model")
+    latents = (robot_free.latents.float() - world.latent_mean) / world.latent_std
+    proprio = torch.from_numpy(robot_free.proprio)
+    with torch.inference_mode():
+        ahead = world.predict(
+            latents[:, :1], proprio[:, :1], action_between(proprio[:, :1], proprio[:, 1:])
+        )
+    error, still = ((x - latents[:, 1:]).square().mean() for x in (ahead, latents[:, :1]))
+    measured = robot_free.measure(world)["robot_free_identity_ratio"]
+    assert measured == pytest.approx(float(error / still), rel=1e-3)
 
 
 def test_measuring_changes_nothing_of_the_run(learned: Path, spot_store: Path) -> None:
