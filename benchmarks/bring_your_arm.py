@@ -141,7 +141,7 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/arm"))
     parser.add_argument("--minutes", type=float, default=30.0, help="of recordings")
     parser.add_argument("--steps", type=int, default=400)

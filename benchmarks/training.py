@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +48,7 @@ from worldmodel.task import Batch, Draw
 from worldmodel.training import resolve_precision
 
 CAMERA, HZ, MERGE, STRIDES = "exterior", 4.0, 2, [1, 2, 3]
-PREDICTOR = {"embed_dim": 192, "depth": 4, "num_heads": 6}  # predictor=small
+PREDICTOR: dict[str, Any] = {"embed_dim": 192, "depth": 4, "num_heads": 6}  # predictor=small
 LEARNING_RATE = 1e-4
 TARGET_RATIO, TARGET_LOADER = 10.0, 0.05
 # Width, depth, heads of V-JEPA 2's and smaller ones, at 256 pixels; "shipped" is the package's own.
@@ -146,7 +147,7 @@ def an_encoder(name: str) -> tuple[Encoder, int]:
 def losses_of(job: LatentJob, windows: Windows) -> PredictorLosses:
     """Returns the same losses every time: predictor=small and a state head."""
     world = new_world(
-        lambda **sizes: ActionConditionedPredictor(**sizes, **PREDICTOR),
+        partial(ActionConditionedPredictor, **PREDICTOR),
         job=job,
         hz=HZ,
         proprio=windows.proprio(windows.draw(np.random.default_rng(0), 256)),
@@ -308,7 +309,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     known = ["shipped", *VITS]
     parser.add_argument(
         "--encoders", nargs="+", choices=known, default=["shipped", "vit_small", "vit_large"]

@@ -5,6 +5,7 @@ dies is started again, here or on another machine, and its unit is encoded anew:
 leaves nothing half and nothing twice, so what comes out is the same, byte for byte.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,8 @@ def run_on_ray(
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(address=cluster.address, log_to_driver=False)
+    data.DataContext.get_current().enable_progress_bars = False  # whoever called shows one
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         todo = data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
         with warnings.catch_warnings():
