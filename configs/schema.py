@@ -114,6 +114,10 @@ class EncodeConfig(LatentConfig):
 
     rank: int | None = None  # number of this process among `world`; null asks torchrun or Slurm
     world: int | None = None
+    executor: str = "local"  # of the workers; ray: on a cluster that sees the same files
+    cpus: float = 1.0  # that Ray sets aside for a worker
+    gpus: float = 0.0
+    address: str | None = None  # Ray cluster; null is RAY_ADDRESS's, or else this machine
     verify: int = 0  # encode so many episodes again and compare, instead of encoding
 
 
@@ -170,6 +174,8 @@ class TrainConfig(LatentConfig):
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
     finetune: str | None = None  # world model to go on from: its predictor, in place of the group
     lora_rank: int | None = None  # low-rank changes of it only; null trains all of it
+    # Another name is that of an arm that speaks in the joints of its recordings; docs/training.md.
+    embodiment: str = "end_effector"
     window: int = 3  # frames
     strides: list[int] = field(default_factory=lambda: [1])  # control steps between frames
     rollout_steps: int = 2
@@ -191,6 +197,11 @@ class TrainConfig(LatentConfig):
     threads: int | None = None  # of torch on the CPU; null is torch's own choice
     log_every: int = 10
     validate_every: int = 100
+    # Steps between the robot-free measures of docs/validation.md, taken on a few held-out windows,
+    # and once more at the end; null takes none.
+    measure_every: int | None = 500
+    measured_windows: int = 64
+    measured_searches: int = 16  # of them, searched for the lowest energy, which costs most
     dtype: str = "float32"  # of the stored model: float32, or float16 for half the size
     save_every: int = 100
     keep_last: int = 2  # states to go on from; the best weights are kept beside them

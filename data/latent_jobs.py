@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.data.latent_ray import RayCluster, run_on_ray
 from worldmodel.data.latent_shards import (
     QuarantinedEpisode,
     Receipt,
@@ -115,6 +116,7 @@ def build(
     rank: int = 0,
     world: int = 1,
     workers: int = 1,
+    cluster: RayCluster | None = None,
     max_quarantined: float = 0.1,
     confirm_above_gib: float = 50.0,
     confirmed: bool = False,
@@ -132,6 +134,7 @@ def build(
         rank: Number of this process among `world` that work at the same cache.
         world: How many there are; each takes every `world`-th unit.
         workers: Processes that this one starts for its units.
+        cluster: Ray cluster that they are started on; None starts them on this machine.
         max_quarantined: Share of unfit episodes above which the job stops.
         confirm_above_gib: Size of the job [GiB] above which it does not start without `confirmed`.
         confirmed: Whether it may be larger.
@@ -144,6 +147,7 @@ def build(
     Raises:
         ValueError: The folder holds latents of another recipe or data set; an encoding has a wrong
             shape or does not fit into the type; too many episodes are unfit; or the job is large.
+        RuntimeError: Ray's workers keep dying.
     """
     folder = Path(folder)
     if not 0 <= rank < world:
@@ -183,7 +187,7 @@ def build(
         unit="episode",
         disable=not (progress and todo),
     ) as bar:
-        for receipt in _run(job, todo, workers):
+        for receipt in _run(job, todo, workers, cluster):
             refused += receipt.quarantined
             _check_share(refused, limit, source)
             bar.update(len(receipt.ids))
@@ -348,7 +352,12 @@ def _run_in_worker(unit: int) -> Receipt:
     return _job_of_this_process.run(unit)
 
 
-def _run(job: _Job, units: Sequence[int], workers: int) -> Iterator[Receipt]:
+def _run(
+    job: _Job, units: Sequence[int], workers: int, cluster: RayCluster | None
+) -> Iterator[Receipt]:
+    if cluster is not None and units:
+        yield from run_on_ray(job.run, units, workers=workers, cluster=cluster)
+        return
     if workers <= 1 or len(units) <= 1:
         yield from map(job.run, units)
         return

@@ -13,6 +13,7 @@ import torch
 
 from worldmodel.checkpoint import arguments, fingerprint
 from worldmodel.data.latent_jobs import build
+from worldmodel.data.latent_ray import RayCluster
 from worldmodel.data.latent_shards import LatentDtype, Recipe
 from worldmodel.data.latent_verify import Verification, check_source, verify
 from worldmodel.data.latents import LatentCache
@@ -123,6 +124,7 @@ class LatentJob:
         rank: int = 0,
         world: int = 1,
         workers: int = 1,
+        cluster: RayCluster | None = None,
         max_quarantined: float = 0.1,
         confirm_above_gib: float = 50.0,
         confirmed: bool = False,
@@ -144,6 +146,7 @@ class LatentJob:
             rank=rank,
             world=world,
             workers=workers,
+            cluster=cluster,
             max_quarantined=max_quarantined,
             confirm_above_gib=confirm_above_gib,
             confirmed=confirmed,

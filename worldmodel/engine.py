@@ -68,6 +68,8 @@ class Cadence:
     Attributes:
         log_every: Steps between metric lines.
         validate_every: Steps between validations; None validates at the end only.
+        measure_every: Steps between the costlier measures of a task, which are also taken at the
+            end; None takes none.
         save_every: Steps between saved states.
         keep_last: How many states are kept.
     """
@@ -75,6 +77,7 @@ class Cadence:
     log_every: int
     save_every: int
     validate_every: int | None = None
+    measure_every: int | None = None
     keep_last: int = 2
 
 
@@ -85,7 +88,7 @@ class Fitted:
     Attributes:
         last: The last state; None for a run of no steps.
         best: The weights with the best `Task.metric`; None if nothing was validated.
-        metrics: The last validation.
+        metrics: The last validation, and the last measures.
         lines: All metric lines; in the first process only.
     """
 
@@ -171,20 +174,23 @@ def _fit(
         learning_rate = schedule(step)
         values = stepper.step(step, draw, batches, learning_rate)
         last = step == schedule.steps
-        every = cadence.validate_every
-        validates = last or (every is not None and step % every == 0)
-        if step % cadence.log_every == 0 or validates:
-            line = {**values, "learning_rate": learning_rate}
-            if validates:
-                metrics = stepper.validate()
-                line |= metrics
+        validates = last or _is_due(step, cadence.validate_every)
+        measures = cadence.measure_every is not None and (
+            last or _is_due(step, cadence.measure_every)
+        )
+        found = stepper.validate() if validates else {}
+        if measures:
+            found |= stepper.measure()
+        metrics = {**metrics, **found}
+        if step % cadence.log_every == 0 or found:
+            line = {**values, "learning_rate": learning_rate, **found}
             if tracking is not None:
                 tracking.write(step, line)
             bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             task.watch(step, line)
-        if validates and task.metric is not None and metrics[task.metric] < best:
-            best = metrics[task.metric]
-            stepper.save_best(step, metrics)
+        if validates and task.metric is not None and found[task.metric] < best:
+            best = found[task.metric]
+            stepper.save_best(step, found)
         bar.update()
         if step % cadence.save_every == 0 or last:
             meta = {"best": best if best < math.inf else None, "metrics": metrics}
@@ -192,6 +198,8 @@ def _fit(
     bar.close()
     if first > schedule.steps or not schedule.steps:
         metrics = metrics or stepper.validate()
+        if cadence.measure_every is not None and not before:
+            metrics |= stepper.measure()
     if tracking is not None:
         tracking.close()
     return Fitted(
@@ -200,6 +208,10 @@ def _fit(
         metrics=metrics,
         lines=tracking.log.read() if tracking is not None else [],
     )
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.images import Crop, crop_box, fit_frames
 from worldmodel.interfaces import Encoder
 from worldmodel.pose import ACTION_SIZE, action_between, integrate
@@ -185,16 +186,18 @@ class JEPA(nn.Module):
     def predict(
         self,
         latents: Float[Tensor, "batch frames *views tokens dim"],
-        proprio: Float[Tensor, "batch frames 7"],
-        actions: Float[Tensor, "batch frames 7"],
+        proprio: Float[Tensor, "batch frames proprio"],
+        actions: Float[Tensor, "batch frames action"],
         extrinsics: Float[Tensor, "batch frames *views 6"] | None = None,
         view_mask: Bool[Tensor, "batch frames views"] | None = None,
+        embodiment: str = END_EFFECTOR,
     ) -> Float[Tensor, "batch frames *views tokens dim"]:
         """Returns the latents predicted for the frame after each given one (teacher forcing).
 
-        `view_mask` is False where a view is missing, see `ActionConditionedPredictor.forward`.
+        `view_mask` is False where a view is missing, and `embodiment` says whose proprio and
+        actions these are, see `ActionConditionedPredictor.forward`.
         """
-        return self._step(latents, proprio, actions, extrinsics, None, view_mask)
+        return self._step(latents, proprio, actions, extrinsics, None, view_mask, embodiment)
 
     def rollout(
         self,
@@ -370,14 +373,18 @@ class JEPA(nn.Module):
         extrinsics: Tensor | None,
         cache: PredictorCache | None,
         view_mask: Tensor | None,
+        embodiment: str = END_EFFECTOR,
     ) -> Tensor:
-        if view_mask is None:
+        if view_mask is None and embodiment == END_EFFECTOR:
             predicted = self.predictor(latents, proprio, actions, extrinsics, cache)
             return self._norm(predicted.to(latents.dtype))
         if not isinstance(self.predictor, ActionConditionedPredictor):
-            raise ValueError(f"a {type(self.predictor).__name__} has one view; leave view_mask out")
+            raise ValueError(
+                f"a {type(self.predictor).__name__} has one view and speaks in end-effector poses; "
+                "leave view_mask and embodiment out"
+            )
         predicted = self.predictor(
-            latents, proprio, actions, extrinsics, cache, view_mask=view_mask
+            latents, proprio, actions, extrinsics, cache, view_mask=view_mask, embodiment=embodiment
         )
         return self._norm(predicted.to(latents.dtype))
 

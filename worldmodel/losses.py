@@ -1,15 +1,23 @@
 """Training losses: latent dynamics for the predictor, states for the state head."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.jepa import JEPA
 from worldmodel.state_head import POSE_COLUMNS, POSE_GRIPPER, POSE_POSITION, StateHead
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """What the loss needs of a world model."""
+
+    def predict(self, latents: Tensor, proprio: Tensor, actions: Tensor) -> Tensor:
+        """Returns the latents predicted for the frame after each given one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,10 @@ DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 def prediction_loss(
-    world: JEPA,
+    world: Predicts,
     latents: Float[Tensor, "batch frames tokens dim"],
-    proprio: Float[Tensor, "batch frames 7"],
-    actions: Float[Tensor, "batch steps 7"],
+    proprio: Float[Tensor, "batch frames proprio"],
+    actions: Float[Tensor, "batch steps action"],
     *,
     rollout_steps: int = 2,
     distance: Distance = "l1",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
 from worldmodel.jepa import JEPA
 from worldmodel.pose import action_between
@@ -65,14 +66,20 @@ def new_world(
     return world
 
 
-def freeze_unused(predictor: ActionConditionedPredictor | AdaLNPredictor) -> None:
-    """Freezes what end-effector windows of one camera never use, so that DDP need not look for it.
+def freeze_unused(
+    predictor: ActionConditionedPredictor | AdaLNPredictor, embodiment: str = END_EFFECTOR
+) -> None:
+    """Freezes what windows of an embodiment and one camera never use: DDP need not look for it.
 
     A predictor owns it because published checkpoints carry it, or for other embodiments.
     """
     if isinstance(predictor, ActionConditionedPredictor):
         predictor.extrinsics_encoder.requires_grad_(predictor.use_extrinsics)
         predictor.embodiment_encoders.requires_grad_(False)
+        if embodiment != END_EFFECTOR:
+            predictor.embodiment_encoders[embodiment].requires_grad_(True)
+            predictor.action_encoder.requires_grad_(False)
+            predictor.state_encoder.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 They share nothing but the latents: neither learns from the other's loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import WindowIndex
+from worldmodel.embodied import Embodied
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
 from worldmodel.losses import DISTANCES, Distance, prediction_loss, state_loss
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
@@ -44,12 +46,29 @@ class StateError:
 
 
 class Windows:
-    """Windows of cached latents at several time scales."""
+    """Windows of cached latents at several time scales.
+
+    Args:
+        cache: The latents.
+        ids: Episodes.
+        dt: Model step [s].
+        frames: Of a window.
+        strides: Distances of its frames in model steps.
+        joints: What an arm with joints of its own says of every row, (rows, P) by episode; then
+            these are proprio and their changes actions. None speaks in end-effector poses.
+    """
 
     def __init__(
-        self, cache: LatentCache, ids: Sequence[int], *, dt: float, frames: int, strides: list[int]
+        self,
+        cache: LatentCache,
+        ids: Sequence[int],
+        *,
+        dt: float,
+        frames: int,
+        strides: list[int],
+        joints: Mapping[int, np.ndarray] | None = None,
     ):
-        self.cache = cache
+        self.cache, self.joints = cache, joints
         self.ids = np.asarray(ids, np.int64)
         times = [cache.timestamps(i) for i in self.ids]
         self.index = WindowIndex(times, dt, frames, strides=strides, max_gap=MAX_GAP_STEPS * dt)
@@ -60,15 +79,29 @@ class Windows:
         return {"episodes": self.ids[episodes], "frames": frames}
 
     def load(self, draw: Draw) -> Batch:
-        """Returns raw latents (n, F, N, D), proprio (n, F, 7) and actions (n, F - 1, 7)."""
+        """Returns raw latents (n, F, N, D), proprio (n, F, P) and actions (n, F - 1, A)."""
         latents = torch.from_numpy(self.cache.gather(draw["episodes"], draw["frames"]))
         proprio = self.proprio(draw)
-        actions = action_between(proprio[:, :-1], proprio[:, 1:])
-        return {"latents": latents, "proprio": proprio, "actions": actions}
+        return {"latents": latents, "proprio": proprio, "actions": self.actions(proprio)}
 
-    def proprio(self, draw: Draw) -> Float[Tensor, "n frames 7"]:
+    def proprio(self, draw: Draw) -> Float[Tensor, "n frames proprio"]:
         """Returns the proprio of windows alone."""
+        if self.joints is None:
+            return self.poses(draw)
+        windows = zip(draw["episodes"], draw["frames"], strict=True)
+        return torch.from_numpy(np.stack([self.joints[int(i)][rows] for i, rows in windows]))
+
+    def poses(self, draw: Draw) -> Float[Tensor, "n frames 7"]:
+        """Returns the end-effector poses of windows, whatever they speak in."""
         return torch.from_numpy(self.cache.gather_proprio(draw["episodes"], draw["frames"]))
+
+    def actions(
+        self, proprio: Float[Tensor, "n frames proprio"]
+    ) -> Float[Tensor, "n steps action"]:
+        """Returns what lies between the frames of windows."""
+        if self.joints is None:
+            return action_between(proprio[:, :-1], proprio[:, 1:])
+        return proprio.diff(dim=1)
 
 
 class PredictorLosses(nn.Module):
@@ -80,6 +113,7 @@ class PredictorLosses(nn.Module):
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
         state_weight: Weight of the state head's loss.
         legacy_rollout: The rollout loss with the first release's mistake, see there.
+        embodiment: Whose proprio and actions the batches have.
     """
 
     def __init__(
@@ -90,23 +124,25 @@ class PredictorLosses(nn.Module):
         distance: Distance,
         state_weight: float,
         legacy_rollout: bool = False,
+        embodiment: str = END_EFFECTOR,
     ):
         super().__init__()
         self.predictor, self.state_head = world.predictor, world.state_head
+        self._spoken = (world if embodiment == END_EFFECTOR else Embodied(world, embodiment),)
         self._world = (world,)  # in a tuple, so that the frozen encoder does not become a part
         self.rollout_steps, self.legacy_rollout = rollout_steps, legacy_rollout
         self.distance: Distance = distance
         self.state_weight = state_weight
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns the losses of raw latents (B, F, N, D), proprio (B, F, 7), actions (B, F-1, 7).
+        """Returns the losses of raw latents (B, F, N, D), proprio (B, F, P), actions (B, F-1, A).
 
         In evaluation mode also "copy", the distance of no change, and "states" (B * F, 7), read.
         """
         (world,) = self._world
         latents = (batch["latents"].float() - world.latent_mean) / world.latent_std
         loss = prediction_loss(
-            world,
+            self._spoken[0],
             latents,
             batch["proprio"],
             batch["actions"],
@@ -140,6 +176,7 @@ class PredictionTask(Task):
         validation_windows: How many of those.
         at_once: How many are computed at once.
         seed: Of their choice.
+        measures: Costlier numbers of the module, taken now and then.
     """
 
     metric = "validation_loss"
@@ -153,8 +190,10 @@ class PredictionTask(Task):
         validation_windows: int,
         at_once: int,
         seed: int,
+        measures: Callable[[], dict[str, float]] = dict,
     ):
         self.module, self._losses = losses, losses
+        self._measures = measures
         self.windows, self.held_out = windows, held_out
         self.at_once = at_once
         self._validation = held_out.draw(np.random.default_rng(seed), validation_windows)
@@ -189,6 +228,10 @@ class PredictionTask(Task):
         """Returns held-out losses beside what copying and what wrong actions would give."""
         return validate(evaluate, self.held_out, self._validation, at_once=self.at_once)
 
+    def measure(self) -> dict[str, float]:
+        """Returns the costlier numbers."""
+        return self._measures()
+
 
 def validate(
     evaluate: Evaluate, held_out: Windows, draw: Draw, *, at_once: int
@@ -207,7 +250,7 @@ def validate(
         says that nothing was learned; and "state_..." with a state head, see `StateError`.
     """
     proprio = held_out.proprio(draw)
-    wrong = action_between(proprio[:, :-1], proprio[:, 1:]).roll(1, dims=0)
+    wrong = held_out.actions(proprio).roll(1, dims=0)
     sums: dict[str, float] = {}
     states: list[Tensor] = []
     for first in range(0, len(proprio), at_once):

@@ -260,6 +260,24 @@ class ActionConditionedPredictor(nn.Module):
         out = self.predictor_proj(self.predictor_norm(x)).view(latents.shape)
         return latents + out if self.residual else out
 
+    def add_embodiment(self, name: str, *, action_size: int, proprio_size: int) -> Embodiment:
+        """Adds the projections of another robot, with first weights, and keeps all the others.
+
+        Raises:
+            ValueError: The name is taken, or the predictor is told no proprio.
+        """
+        if name in self.embodiments:
+            raise ValueError(f"there is an embodiment {name!r} already")
+        if not self.use_proprio:
+            raise ValueError("a predictor with use_proprio=False takes no other embodiments")
+        self.embodiments = embodiment_sizes({**self.embodiments, name: (action_size, proprio_size)})
+        robot = Embodiment(
+            action_size=action_size, proprio_size=proprio_size, embed_dim=self.embed_dim
+        )
+        initialise(robot, nn.ModuleList())
+        self.embodiment_encoders[name] = robot
+        return robot
+
     def new_cache(self) -> PredictorCache:
         """Returns an empty cache."""
         return PredictorCache([KeyValueCache() for _ in range(self.depth)])

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -207,6 +208,19 @@ class Stepper:
         """Returns the held-out numbers of the task."""
         self.task.module.eval()
         metrics = self.task.validate(self._evaluate)
+        self.task.module.train()
+        return metrics
+
+    def measure(self) -> dict[str, float]:
+        """Returns the costlier held-out numbers of the task."""
+        self.task.module.eval()
+        sharded = [m for m in self.task.module.modules() if isinstance(m, FSDPModule)]
+        for module in sharded:
+            module.unshard()
+        with torch.no_grad(), autocast(self.device, self.execution.precision):
+            metrics = self.task.measure()
+        for module in sharded:
+            module.reshard()
         self.task.module.train()
         return metrics
 

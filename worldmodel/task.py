@@ -73,6 +73,13 @@ class Task(ABC):
         """
         return {}
 
+    def measure(self) -> dict[str, float]:
+        """Returns costlier held-out numbers of the module as it is; every process computes all.
+
+        It is in evaluation mode, without gradients, with whole weights in every process.
+        """
+        return {}
+
     def watch(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: B027
         """Looks at every metric line, the same in all processes; may raise `TrainingError`."""
 

@@ -7,6 +7,7 @@ proposes where to go. The loop is that of `worldmodel.engine`, what it trains is
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import split_episodes
 from worldmodel.distributed import here
+from worldmodel.embodied import learn_to_speak, read_joints
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
 from worldmodel.engine import Cadence, Execution, Fitted, fit
 from worldmodel.finetune import check_fits, continued, merge_low_rank
@@ -26,6 +29,7 @@ from worldmodel.losses import Distance
 from worldmodel.new_world import freeze_unused, new_world, set_input_scales
 from worldmodel.prediction_task import PredictionTask, PredictorLosses, StateError, Windows
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.robot_free import PREFIX, RobotFree, is_measured
 from worldmodel.tracking import Tracker
 from worldmodel.training import Precision, Schedule, plot_metrics, select_device
 from worldmodel.verdict import Rival, verdict_of_run
@@ -80,6 +84,9 @@ def train(
     log_every: int,
     validate_every: int,
     save_every: int,
+    measure_every: int | None = None,
+    measured_windows: int = 64,
+    measured_searches: int = 16,
     keep_last: int = 2,
     dtype: Literal["float32", "float16"] = "float32",
     distance: Distance = "l1",
@@ -97,6 +104,7 @@ def train(
     finetune: str | None = None,
     lora_rank: int | None = None,
     rate_was_chosen: bool = False,
+    embodiment: str = END_EFFECTOR,
 ) -> TrainResult:
     """Trains a predictor, and a state head beside it, and writes them to `run/model`.
 
@@ -124,6 +132,10 @@ def train(
         log_every: Steps between metric lines.
         validate_every: Steps between validations.
         save_every: Steps between saved states.
+        measure_every: Steps between the robot-free measures (`worldmodel.robot_free`), which are
+            also taken at the end; None takes none.
+        measured_windows: Held-out windows that they are taken on.
+        measured_searches: How many of those are searched for the lowest energy.
         keep_last: How many states are kept; the best weights are kept beside them.
         dtype: Precision of the stored model.
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
@@ -146,6 +158,9 @@ def train(
         lora_rank: Of the changes of its large matrices; None trains all of it.
         rate_was_chosen: Whether the rate of the latents was asked for; if not, it must be that of
             the model to go on from.
+        embodiment: Who the recordings are of. Another name than the end effector's is that of an
+            arm that speaks in its joints, which gets input layers of its own, see
+            `worldmodel.embodied`; there is no state head then.
     """
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
@@ -156,10 +171,19 @@ def train(
             f"validation_fraction={validation_fraction} leaves no episode of {len(train_ids)} to "
             "validate on; raise it or collect more episodes"
         )
-    dt = 1 / latents.hz
-    windows = Windows(latents, train_ids, dt=dt, frames=window, strides=strides)
-    held_out = Windows(latents, validation_ids, dt=dt, frames=window, strides=strides)
-    poses = windows.proprio(windows.draw(np.random.default_rng(seed), SCALE_WINDOWS))
+    joints = None
+    if embodiment != END_EFFECTOR:
+        if state_weight:
+            raise ValueError(
+                "a state head reads end-effector poses, which an embodiment of its own does not "
+                "speak in; set state_weight=0"
+            )
+        joints = read_joints(job.source, latents, latents.ids.tolist())
+    windows_of = partial(Windows, latents, dt=1 / latents.hz, joints=joints)
+    windows = windows_of(train_ids, frames=window, strides=strides)
+    held_out = windows_of(validation_ids, frames=window, strides=strides)
+    sample = windows.draw(np.random.default_rng(seed), SCALE_WINDOWS)
+    poses = windows.poses(sample)
 
     start = None
     if finetune is not None:
@@ -199,26 +223,44 @@ def train(
             )
             if standardise:
                 set_input_scales(world, latents, train_ids, poses)
-        freeze_unused(world.predictor)
+        if joints is not None:
+            moves = windows.actions(windows.proprio(sample)).flatten(0, 1)
+            learn_to_speak(world, embodiment, joints, moves, seed=seed)
+        freeze_unused(world.predictor, embodiment)
         losses = PredictorLosses(
             world,
             rollout_steps=rollout_steps,
             distance=distance,
             state_weight=state_weight,
             legacy_rollout=legacy_rollout,
+            embodiment=embodiment,
         )
         return world.to(where), losses
 
+    robot_free = None
+    if measure_every is not None:
+        robot_free = RobotFree.draw(
+            windows_of(validation_ids, frames=2, strides=[min(strides)]),
+            windows=measured_windows,
+            searches=measured_searches,
+            distance=distance,
+            seed=seed,
+            embodiment=embodiment,
+        )
     rival = None
     if compare_with is not None:
-        rival = Rival.load(compare_with, job=job, held_out=held_out, device=where)
+        rival = Rival.load(
+            compare_with, job=job, held_out=held_out, device=where, embodiment=embodiment
+        )
+    world, losses = new_losses()
     task = PredictionTask(
-        new_losses()[1],
+        losses,
         windows,
         held_out,
         validation_windows=VALIDATION_WINDOWS,
         at_once=min(VALIDATION_WINDOWS, 4 * batch_size // accumulate),
         seed=seed,
+        measures=partial(robot_free.measure, world) if robot_free is not None else dict,
     )
     fitted = fit(
         task,
@@ -231,6 +273,7 @@ def train(
         cadence=Cadence(
             log_every=log_every,
             validate_every=validate_every,
+            measure_every=measure_every,
             save_every=save_every,
             keep_last=keep_last,
         ),
@@ -271,6 +314,7 @@ def train(
         "state_weight": state_weight,
         "finetuned_from": finetune,
         "lora_rank": lora_rank,
+        "embodiment": embodiment,
     }
     result = TrainResult(
         checkpoint=run / "model",
@@ -279,7 +323,7 @@ def train(
         copy_loss=final["copy_loss"],
         shuffled_loss=final["shuffled_loss"],
         state_error=error,
-        verdict=rival.verdict(final, distance) if rival else verdict_of_run(fitted),
+        verdict=rival.verdict(final, distance, robot_free) if rival else verdict_of_run(fitted),
     )
     if here().first:
         exports = [(result.checkpoint, fitted.last, final)]
@@ -311,14 +355,14 @@ def _earlier_best(fitted: Fitted) -> training_state.Saved | None:
 
 
 def _plot(fitted: Fitted, file: Path) -> None:
-    plot_metrics(
-        fitted.lines,
-        file,
-        groups={
-            "training loss": ["loss_teacher_forcing", "loss_rollout"],
-            "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
-            "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
-            "learning rate": ["learning_rate"],
-        },
-        title="action-conditioned prediction",
-    )
+    groups = {
+        "training loss": ["loss_teacher_forcing", "loss_rollout"],
+        "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
+        "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
+        "learning rate": ["learning_rate"],
+    }
+    if is_measured(fitted.metrics):
+        names = ("identity_ratio", "shuffled_action_ratio", "ranking_top1")
+        groups["without a robot"] = [PREFIX + name for name in names]
+        groups["argmin error [cm]"] = [PREFIX + "argmin_error_cm"]
+    plot_metrics(fitted.lines, file, groups=groups, title="action-conditioned prediction")

@@ -31,6 +31,7 @@ from worldmodel.distributed import here, of_first, wait_for_all
 
 FOLDER = "state"
 META_FILE = "meta.json"
+OLD_FILE = "state.pt"  # where versions before this one kept all of it
 Kind = Literal["step", "best"]
 _NAME = re.compile(r"(step|best)-(\d{8})")
 
@@ -120,7 +121,17 @@ def states(run: Path, kind: Kind = "step") -> list[Saved]:
 
 
 def last(run: Path, kind: Kind = "step") -> Saved | None:
-    """Returns the last whole state, the same in every process, or None in a fresh run folder."""
+    """Returns the last whole state, the same in every process, or None in a fresh run folder.
+
+    Raises:
+        ValueError: The folder holds the state of an earlier version and none of this one.
+    """
+    if (run / OLD_FILE).exists() and not (run / FOLDER).exists():
+        raise ValueError(
+            f"{run} holds a run of an earlier version, whose state ({OLD_FILE}) this one cannot go "
+            f"on from. To train anew choose another run=..., or delete {run / OLD_FILE}; to go on, "
+            "use the version that began it"
+        )
     found = states(run, kind) if here().first else []
     return of_first(found[-1] if found else None)
 

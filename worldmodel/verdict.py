@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from worldmodel import checkpoint
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
 from worldmodel.engine import Fitted
 from worldmodel.jepa import JEPA
 from worldmodel.losses import Distance
 from worldmodel.prediction_task import PredictorLosses, Windows, validate
+from worldmodel.robot_free import RobotFree, compared, is_measured
 
 RIVAL_WINDOWS = 512
 AT_ONCE = 64
@@ -28,16 +30,24 @@ class Rival:
         world: The model.
         held_out: The windows.
         device: Where it is computed.
+        embodiment: Who speaks in the windows.
     """
 
     folder: str
     world: JEPA
     held_out: Windows
     device: torch.device
+    embodiment: str
 
     @classmethod
     def load(
-        cls, folder: str, *, job: LatentJob, held_out: Windows, device: torch.device
+        cls,
+        folder: str,
+        *,
+        job: LatentJob,
+        held_out: Windows,
+        device: torch.device,
+        embodiment: str = END_EFFECTOR,
     ) -> "Rival":
         """Loads a checkpoint, before the run begins.
 
@@ -53,12 +63,23 @@ class Rival:
                 "than this run, so the same windows cannot be shown to both; name a checkpoint of "
                 f"the encoder {ours[0]} with merge={ours[1]} and pool={ours[2]}"
             )
-        return cls(folder, world.to(device), held_out, device)
+        if embodiment not in (END_EFFECTOR, *getattr(world.predictor, "embodiments", ())):
+            raise ValueError(
+                f"compare_with={folder} was never told of the embodiment {embodiment!r}; name a "
+                "checkpoint that was"
+            )
+        return cls(folder, world.to(device), held_out, device, embodiment)
 
-    def verdict(self, metrics: dict[str, float], distance: Distance) -> str:
-        """Returns which of the two is better."""
+    def verdict(
+        self, metrics: dict[str, float], distance: Distance, robot_free: RobotFree | None
+    ) -> str:
+        """Returns which of the two is better, also without a robot if that was measured."""
         losses = PredictorLosses(
-            self.world, rollout_steps=1, distance=distance, state_weight=0
+            self.world,
+            rollout_steps=1,
+            distance=distance,
+            state_weight=0,
+            embodiment=self.embodiment,
         ).eval()
 
         @torch.no_grad()
@@ -67,7 +88,10 @@ class Rival:
 
         draw = self.held_out.draw(np.random.default_rng(0), RIVAL_WINDOWS)
         its = validate(evaluate, self.held_out, draw, at_once=AT_ONCE)["identity_ratio"]
-        return _compare(metrics["identity_ratio"], its, "identity_ratio", str(self.folder))
+        said = _compare(metrics["identity_ratio"], its, "identity_ratio", str(self.folder))
+        if robot_free is not None:
+            said += f"; without a robot: {compared(metrics, robot_free.measure(self.world.eval()))}"
+        return said
 
 
 def verdict_of_run(fitted: Fitted) -> str:
@@ -78,7 +102,12 @@ def verdict_of_run(fitted: Fitted) -> str:
         return f"validation_loss {now:.4f}; this run has no earlier checkpoint to compare with"
     best = min(before, key=lambda line: line["validation_loss"])
     name = f"the best checkpoint before (step {best['step']})"
-    return _compare(now, best["validation_loss"], "validation_loss", name)
+    said = _compare(now, best["validation_loss"], "validation_loss", name)
+    measured = [line for line in fitted.lines[:-1] if is_measured(line)]
+    if measured and is_measured(fitted.metrics):
+        step, numbers = measured[-1]["step"], compared(fitted.metrics, measured[-1])
+        said += f"; without a robot, beside step {step}: {numbers}"
+    return said
 
 
 def _compare(ours: float, other: float, metric: str, name: str) -> str:

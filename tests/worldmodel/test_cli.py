@@ -104,6 +104,7 @@ def test_an_unknown_verb_suggests_the_nearest(fails) -> None:
         (["inspect", ".", "format=lerobt"], "unknown format 'lerobt'; did you mean 'lerobot'?"),
         (["train"], "train needs encoder_checkpoint=..."),
         (["encode"], "encode needs encoder_checkpoint=..."),
+        (["encode", "encoder_checkpoint=default", "executor=rya"], "unknown executor 'rya'"),
         (["evaluate", "checkpoint=nowhere"], "no checkpoint at nowhere: config.json and weights"),
         (["train", "encoder_checkpoint=nowhere"], "no checkpoint at nowhere: "),
         (["pretrain", "data=nowhere"], "nothing at nowhere"),

@@ -54,7 +54,7 @@ with joined() as place:
             schedule = Dying(**vars(SIX_STEPS))
         try:
             run_train(store, runs / name, schedule=schedule, fsdp=how == "fsdp",
-                      accumulate=2 if how == "accumulate" else 1)
+                      accumulate=2 if how == "accumulate" else 1, measure_every=3)
         except Stop:
             pass
 """
@@ -102,6 +102,9 @@ def assert_same_run(run: Path, expected: Path) -> None:
     for line, other in zip(ours, theirs, strict=True):
         assert line.keys() == other.keys()
         for name, value in line.items():
+            if name.startswith("robot_free"):  # a search magnifies what rounding leaves
+                assert value == pytest.approx(other[name], rel=0.1), (line["step"], name)
+                continue
             assert value == pytest.approx(other[name], rel=1e-4, abs=1e-5), (line["step"], name)
             if name.startswith(("loss", "validation", "copy", "shuffled")):
                 assert abs(value - other[name]) < 1e-5, (line["step"], name)

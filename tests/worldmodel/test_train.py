@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from worldmodel import checkpoint, training_state
 from worldmodel.data import EpisodeStore, split_episodes
 from worldmodel.data.source import open_source
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
@@ -42,6 +43,7 @@ def run_train(
     strides: tuple[int, ...] = (1,),
     validation_fraction: float = 0.2,
     validate_every: int = 2,
+    measure_every: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     state_weight: float = 1.0,
     precision: Precision = "float32",
@@ -53,6 +55,7 @@ def run_train(
     compare_with: str | None = None,
     finetune: str | None = None,
     lora_rank: int | None = None,
+    embodiment: str = END_EFFECTOR,
 ) -> TrainResult:
     run.mkdir(exist_ok=True)
     encoder, image_size = checkpoint.load_encoder(save_an_encoder(run.parent / "encoder"))
@@ -86,6 +89,9 @@ def run_train(
         device="cpu",
         log_every=1,
         validate_every=validate_every,
+        measure_every=measure_every,
+        measured_windows=32,
+        measured_searches=4,
         save_every=3,
         dtype=dtype,
         state_weight=state_weight,
@@ -98,6 +104,7 @@ def run_train(
         compare_with=compare_with,
         finetune=finetune,
         lora_rank=lora_rank,
+        embodiment=embodiment,
     )
 
 

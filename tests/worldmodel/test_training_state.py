@@ -108,3 +108,18 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     for other in ({"weight": torch.zeros(2, 4)}, {"scale": torch.zeros(3)}):
         with pytest.raises(ValueError, match="cannot be read: it is damaged, or of another model"):
             load(saved, {"model": other})
+
+
+def test_a_run_of_an_earlier_version_is_not_started_anew_in_silence(tmp_path: Path) -> None:
+    old = tmp_path / "state.pt"
+    old.touch()
+    with pytest.raises(
+        ValueError, match="earlier version, .*delete .*state.pt"
+    ):
+        last(tmp_path)
+    old.unlink()
+    assert last(tmp_path) is None
+    save_one(tmp_path, 7)
+    old.touch()  # a leftover beside a state of this version harms nobody
+    saved = last(tmp_path)
+    assert saved is not None and saved.step == 7

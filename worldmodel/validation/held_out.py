@@ -31,12 +31,13 @@ class HeldOut:
 
     Attributes:
         latents: As the model encodes the frames.
-        proprio: The arm's states: x, y, z [m], roll, pitch, yaw [rad], gripper.
+        proprio: The arm's states: x, y, z [m], roll, pitch, yaw [rad], gripper; or what another
+            embodiment speaks in, in a subclass that says what its actions are.
         episodes: Which recording each window is of.
     """
 
     latents: Float[Tensor, "windows frames tokens dim"]
-    proprio: Float[np.ndarray, "windows frames 7"]
+    proprio: Float[np.ndarray, "windows frames proprio"]
     episodes: Int[np.ndarray, " windows"]
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class HeldOut:
         return self.latents.shape[1] - 1
 
     @cached_property
-    def actions(self) -> Float[np.ndarray, "windows steps 7"]:
+    def actions(self) -> Float[np.ndarray, "windows steps action"]:
         """What was done between the frames, measured."""
         proprio = self.proprio.astype(np.float64)
         return action_between(proprio[:, :-1], proprio[:, 1:])

@@ -17,6 +17,7 @@ from worldmodel.verbs.shared import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from worldmodel.data.latent_ray import RayCluster
     from worldmodel.data.latents import LatentCache
     from worldmodel.encode import LatentJob
     from worldmodel.interfaces import Encoder
@@ -48,7 +49,12 @@ def encode(config: "DictConfig", *, call: Call) -> int:
     import os
 
     from worldmodel.data.latent_jobs import rank_and_world
+    from worldmodel.data.latent_ray import RayCluster
+    from worldmodel.invocations import EXECUTORS
+    from worldmodel.names import unknown
 
+    if config.executor not in EXECUTORS:
+        raise ValueError(unknown("executor", config.executor, EXECUTORS))
     job, _ = _latent_job(config)
     if config.verify:
         checked = job.verify(sample=config.verify)
@@ -57,10 +63,14 @@ def encode(config: "DictConfig", *, call: Call) -> int:
             f"{checked.max_difference:.2g}, root mean square {checked.rms_difference:.2g}"
         )
         return 0
+    cluster = None
+    if config.executor == "ray":
+        cluster = RayCluster(address=config.address, cpus=config.cpus, gpus=config.gpus)
     rank, world = rank_and_world(os.environ)
     cache = _build_latents(
         job,
         config,
+        cluster=cluster,
         rank=rank if config.rank is None else config.rank,
         world=world if config.world is None else config.world,
     )
@@ -105,13 +115,19 @@ def _latent_job(config: "DictConfig") -> "tuple[LatentJob, dict[str, Any]]":
 
 
 def _build_latents(
-    job: "LatentJob", config: "DictConfig", *, rank: int = 0, world: int = 1
+    job: "LatentJob",
+    config: "DictConfig",
+    *,
+    cluster: "RayCluster | None" = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> "LatentCache | None":
     print(f"writing latents to {job.folder}", flush=True)
     return job.build(
         rank=rank,
         world=world,
         workers=config.workers,
+        cluster=cluster,
         max_quarantined=config.max_quarantined,
         confirm_above_gib=config.confirm_above_gib,
         confirmed=config.confirmed,
@@ -224,6 +240,9 @@ def train(config: "DictConfig", *, call: Call) -> int:
                 device=config.device,
                 log_every=config.log_every,
                 validate_every=config.validate_every,
+                measure_every=config.measure_every,
+                measured_windows=config.measured_windows,
+                measured_searches=config.measured_searches,
                 dtype=config.dtype,
                 save_every=config.save_every,
                 keep_last=config.keep_last,
@@ -232,12 +251,15 @@ def train(config: "DictConfig", *, call: Call) -> int:
                 finetune=config.finetune,
                 lora_rank=config.lora_rank,
                 rate_was_chosen=config.model_hz is not None,
+                embodiment=config.embodiment,
             )
         except TrainingError as error:
             raise UserError(str(error)) from error
         if not here().first:
             return 0
-    print(f"curves: {run / 'curves.png'}; next: worldmodel evaluate checkpoint={result.checkpoint}")
+    print(f"curves: {run / 'curves.png'}")
+    if config.embodiment == "end_effector":  # the other verbs speak in poses
+        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:

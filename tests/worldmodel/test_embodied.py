@@ -1,0 +1,182 @@
+"""Arms that speak in joints: new input layers on a predictor that is kept."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worldmodel import checkpoint
+from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.data import EpisodeStore
+from worldmodel.data.source import open_source
+from worldmodel.embodied import Embodied, learn_to_speak, read_joints
+from worldmodel.encode import latent_job
+from worldmodel.training import Schedule
+
+HERE = Path(__file__).parent
+spec = importlib.util.spec_from_file_location("train_on_spots", HERE / "test_train.py")
+assert spec is not None and spec.loader is not None
+spots = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(spots)
+SIX_STEPS, metrics_of, run_train = spots.SIX_STEPS, spots.metrics_of, spots.run_train
+TURN = np.array([[0.6, -0.8], [0.8, 0.6], [1.0, 1.0]])  # how three joints move as x and y do
+
+
+@pytest.fixture(scope="module")
+def jointed(spot_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The episodes of the moving spot, of an arm with three joints that say where it is."""
+    path = tmp_path_factory.mktemp("jointed") / "store"
+    store, jointed = EpisodeStore(spot_store), EpisodeStore(path, mode="a")
+    for i in range(30):
+        episode = store.read(i)
+        joints = (episode.proprio[:, :2] @ TURN.T).astype(np.float32)
+        jointed.write(i, replace(episode, joints=joints))
+    return path
+
+
+@pytest.fixture(scope="module")
+def started(spot_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the first arm, which has learned where the spot goes."""
+    run = tmp_path_factory.mktemp("started") / "run"
+    learning = Schedule(name="cosine", peak=1e-2, steps=60, warmup_steps=5)
+    run_train(spot_store, run, schedule=learning, validate_every=60)
+    return run / "model"
+
+
+def speaking(world, moves: Tensor, *, name: str = "arm", seed: int = 0) -> None:
+    joints = {0: np.random.default_rng(0).normal(size=(50, moves.shape[-1])).astype(np.float32)}
+    learn_to_speak(world, name, joints, moves, seed=seed)
+
+
+def test_new_layers_are_added_and_the_rest_is_kept(make_world, make_motion) -> None:
+    world, before = make_world(merge=2, standardise=True), make_world(merge=2, standardise=True)
+    moves = torch.randn(40, 4) * torch.tensor([0.5, 0.1, 0.2, 0.0])
+    speaking(world, moves)
+    kept = before.state_dict()
+    added = {k: v for k, v in world.state_dict().items() if k not in kept}
+    assert all(torch.equal(world.state_dict()[name], value) for name, value in kept.items())
+    assert {name.split(".")[1:3] == ["embodiment_encoders", "arm"] for name in added} == {True}
+    robot = world.predictor.embodiment_encoders["arm"]
+    assert (robot.action_encoder.in_features, robot.state_encoder.in_features) == (4, 4)
+    torch.testing.assert_close(robot.action_std[:3], moves.std(0)[:3])
+    assert robot.action_std[3] == 0.01  # of a joint that rests
+
+    proprio, actions = make_motion(2, 3)
+    latents = torch.randn(2, 3, 4, 96)
+    with torch.inference_mode():  # the first arm is spoken to as before
+        assert torch.equal(
+            world.predict(latents, proprio, actions), before.predict(latents, proprio, actions)
+        )
+    speaking(world, moves)  # it has them already
+    with pytest.raises(ValueError, match="knows 'arm' with 3 joints, the recordings have 5"):
+        speaking(world, torch.randn(40, 6))
+
+
+def test_plans_in_joints_are_imagined_step_by_step(make_world) -> None:
+    world = make_world(merge=2, standardise=True)
+    speaking(world, torch.randn(40, 4))
+    arm = Embodied(world, "arm")
+    latents, proprio = torch.randn(2, 2, 4, 96), torch.randn(2, 2, 4)
+    plans = 0.1 * torch.randn(2, 3, 4, 4)  # one action between the two frames, then three
+    plans[:, :, 0] = plans[:, :1, 0]
+    with torch.inference_mode():
+        imagined = arm.rollout(latents, proprio, plans)
+        assert imagined.shape == (2, 3, 3, 4, 96)
+        first = arm.predict(latents, proprio, plans[:, 1, :2])[:, -1]
+        torch.testing.assert_close(imagined[:, 1, 0], first, rtol=1e-4, atol=1e-5)
+        frames = torch.cat((latents, first[:, None]), dim=1)
+        states = torch.cat((proprio, proprio[:, -1:] + plans[:, 1, 1:2]), dim=1)
+        second = arm.predict(frames, states, plans[:, 1, :3])[:, -1]
+        torch.testing.assert_close(imagined[:, 1, 1], second, rtol=1e-4, atol=1e-5)
+        assert (imagined[:, 0, 0] - imagined[:, 1, 0]).abs().max() > 1e-4
+
+
+def test_joints_are_those_of_the_cached_rows(jointed: Path, tmp_path: Path) -> None:
+    encoder, image_size = checkpoint.load_encoder(spots.save_an_encoder(tmp_path / "encoder"))
+    cache = latent_job(
+        encoder=encoder,
+        image_size=image_size,
+        source=open_source(jointed),
+        cache=tmp_path / "cache",
+        camera="exterior",
+        merge=2,
+        device="cpu",
+        model_hz=2.0,  # half of the recordings' rate
+    ).build()
+    assert cache is not None
+    joints = read_joints(open_source(jointed), cache, [3, 7])
+    assert joints[7].shape == (7, 4)
+    np.testing.assert_allclose(joints[7][:, :3], cache.proprio(7)[:, :2] @ TURN.T, rtol=1e-5)
+    np.testing.assert_array_equal(joints[7][:, 3], cache.proprio(7)[:, 6])
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_an_arm_of_another_action_size_learns_faster_from_a_model_that_exists(
+    started: Path, jointed: Path, tmp_path: Path, lora_rank: int | None
+) -> None:
+    quick = Schedule(name="cosine", peak=1e-2, steps=30, warmup_steps=3)
+    told = {"embodiment": "arm", "state_weight": 0.0, "validate_every": 30, "measure_every": 30}
+    run_train(jointed, tmp_path / "scratch", schedule=quick, **told)
+    tuned = run_train(
+        jointed,
+        tmp_path / "tuned",
+        schedule=quick,
+        finetune=str(started),
+        lora_rank=lora_rank,
+        **told,
+    )
+    fresh, line = metrics_of(tmp_path / "scratch")[-1], metrics_of(tmp_path / "tuned")[-1]
+    assert line["identity_ratio"] < 0.95 * fresh["identity_ratio"]
+    assert line["robot_free_shuffled_action_ratio"] < fresh["robot_free_shuffled_action_ratio"]
+    assert "robot_free_argmin_error_cm" not in line and tuned.state_error is None
+
+    world, first = checkpoint.load(tuned.checkpoint), checkpoint.load(started)
+    assert world.predictor.embodiments == {"arm": (4, 4)}
+    for name in ("action_encoder", "state_encoder"):  # those of the first arm are left alone
+        layer, before = getattr(world.predictor, name), getattr(first.predictor, name)
+        assert torch.equal(layer.weight, before.weight), name
+    assert checkpoint.read_config(tuned.checkpoint)["provenance"]["embodiment"] == "arm"
+
+
+def test_wrong_actions_are_worse_than_the_right_joints(
+    started: Path, jointed: Path, tmp_path: Path
+) -> None:
+    longer = Schedule(name="cosine", peak=1e-2, steps=60, warmup_steps=3)
+    result = run_train(
+        jointed,
+        tmp_path / "run",
+        schedule=longer,
+        embodiment="arm",
+        state_weight=0.0,
+        validate_every=60,
+        finetune=str(started),
+    )
+    assert result.validation_loss < 0.8 * result.shuffled_loss
+
+
+def test_what_an_embodiment_cannot_have_is_refused(
+    started: Path, spot_store: Path, jointed: Path, make_world, tmp_path: Path
+) -> None:
+    def run(store: Path, **changes) -> None:
+        run_train(store, tmp_path / "run", schedule=SIX_STEPS, embodiment="arm", **changes)
+
+    with pytest.raises(ValueError, match="state head reads end-effector poses.*state_weight=0"):
+        run(jointed)
+    with pytest.raises(ValueError, match="has no joints, .*leave embodiment out"):
+        run(spot_store, state_weight=0.0)
+    with pytest.raises(ValueError, match="was never told of the embodiment 'arm'"):
+        run(jointed, state_weight=0.0, compare_with=str(started))
+    world = make_world(merge=2, standardise=True)
+    world.predictor = AdaLNPredictor(
+        latent_dim=96, grid_size=(2, 2), embed_dim=32, depth=1, num_heads=2
+    )
+    with pytest.raises(ValueError, match="AdaLNPredictor speaks in end-effector poses only"):
+        speaking(world, torch.randn(40, 4))
+    with pytest.raises(ValueError, match="speaks in end-effector poses; leave"):
+        world.predict(
+            torch.randn(1, 2, 4, 96), torch.randn(1, 2, 4), torch.randn(1, 2, 4), embodiment="arm"
+        )

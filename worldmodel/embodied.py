@@ -1,0 +1,151 @@
+"""Arms that do not speak in end-effector poses: joint angles in, and input layers of their own.
+
+Proprio are the measured joints and the gripper, an action is their change from one frame to the
+next, however far apart these are. A predictor gets a new layer for each of the two and keeps the
+rest (`worldmodel.embodiment`).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmodel.data.latents import LatentCache
+from worldmodel.data.source import Source
+from worldmodel.jepa import JEPA
+from worldmodel.pose import GRIPPER
+from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.validation.held_out import HeldOut
+
+MIN_JOINT_STD = 0.05  # [rad, gripper]; keeps a joint that never moves from exploding
+MIN_MOVE_STD = 0.01
+
+
+class Embodied:
+    """A world model as one of its embodiments is spoken to; a `WorldModel` of planners.
+
+    Args:
+        world: The model.
+        embodiment: Whose actions and proprio are meant.
+    """
+
+    def __init__(self, world: JEPA, embodiment: str):
+        self.world, self.embodiment = world, embodiment
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Returns the latents of frames."""
+        return self.world.encode(frames)
+
+    def predict(
+        self,
+        latents: Float[Tensor, "batch frames tokens dim"],
+        proprio: Float[Tensor, "batch frames proprio"],
+        actions: Float[Tensor, "batch frames action"],
+    ) -> Float[Tensor, "batch frames tokens dim"]:
+        """Returns the latents predicted for the frame after each given one."""
+        return self.world.predict(latents, proprio, actions, embodiment=self.embodiment)
+
+    def rollout(
+        self,
+        latents: Float[Tensor, "batch context tokens dim"],
+        proprio: Float[Tensor, "batch context proprio"],
+        actions: Float[Tensor, "batch *samples steps action"],
+    ) -> Float[Tensor, "batch *samples horizon tokens dim"]:
+        """Imagines what follows C frames; the first C - 1 actions lie between them."""
+        if actions.ndim == 4:
+            S = actions.shape[1]
+            each = latents.repeat_interleave(S, dim=0), proprio.repeat_interleave(S, dim=0)
+            return self.rollout(*each, actions.flatten(0, 1)).unflatten(0, (-1, S))
+        C, states = latents.shape[1], proprio
+        for t in range(C, actions.shape[1] + 1):
+            ahead = self.predict(latents, states, actions[:, :t])[:, -1:]
+            latents = torch.cat((latents, ahead), dim=1)
+            states = torch.cat((states, states[:, -1:] + actions[:, t - 1 : t]), dim=1)
+        return latents[:, C:]
+
+
+class EmbodiedHeldOut(HeldOut):
+    """Held-out windows whose actions are changes of joints."""
+
+    @cached_property
+    def actions(self) -> Float[np.ndarray, "windows steps action"]:
+        """What was done between the frames, measured."""
+        return np.diff(self.proprio.astype(np.float64), axis=1)
+
+
+def read_joints(source: Source, cache: LatentCache, ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns measured joints [rad] and gripper, float32 (rows, joints + 1), of cached rows.
+
+    Raises:
+        ValueError: A recording has no joints, or other ones than when it was encoded.
+    """
+    found: dict[int, np.ndarray] = {}
+    for i in ids:
+        episode = source.read(i)
+        if episode.joints is None:
+            raise ValueError(
+                f"episode {i} of {source.path} has no joints, and an embodiment of its own speaks "
+                "in them; name their columns in the mapping (joints, docs/data.md), or leave "
+                "embodiment out"
+            )
+        times = cache.timestamps(i)
+        rows = np.searchsorted(episode.timestamps, times).clip(max=len(episode.timestamps) - 1)
+        if not np.array_equal(episode.timestamps[rows], times):
+            raise ValueError(
+                f"episode {i} of {source.path} has other timestamps than when it was encoded; run "
+                "worldmodel encode again"
+            )
+        both = np.concatenate([episode.joints, episode.proprio[:, GRIPPER]], axis=1)
+        found[i] = both[rows].astype(np.float32)
+    sizes = {values.shape[1] - 1 for values in found.values()}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the recordings of {source.path} have {sorted(sizes)} joints; expected one number"
+        )
+    return found
+
+
+def learn_to_speak(
+    world: JEPA,
+    embodiment: str,
+    joints: Mapping[int, np.ndarray],
+    moves: Float[Tensor, "n action"],
+    *,
+    seed: int,
+) -> None:
+    """Gives a predictor the layers of an embodiment, unless it has them.
+
+    Args:
+        world: The model.
+        embodiment: Its name.
+        joints: Proprio of the training recordings, for the scales.
+        moves: Actions of training windows, for the scales.
+        seed: Of the first weights.
+
+    Raises:
+        ValueError: The predictor takes no embodiments, or has one of this name and other sizes.
+    """
+    predictor = world.predictor
+    if not isinstance(predictor, ActionConditionedPredictor):
+        raise ValueError(
+            f"a {type(predictor).__name__} speaks in end-effector poses only; use predictor=mini, "
+            "small or vjepa2_ac, or leave embodiment out"
+        )
+    size = moves.shape[-1]
+    known = predictor.embodiments.get(embodiment)
+    if known is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            robot = predictor.add_embodiment(embodiment, action_size=size, proprio_size=size)
+        states = torch.from_numpy(np.concatenate(list(joints.values())))
+        robot.proprio_mean.copy_(states.mean(0))
+        robot.proprio_std.copy_(states.std(0).clamp_min(MIN_JOINT_STD))
+        robot.action_std.copy_(moves.std(0).clamp_min(MIN_MOVE_STD))
+    elif known != (size, size):
+        raise ValueError(
+            f"the model knows {embodiment!r} with {known[0] - 1} joints, the recordings have "
+            f"{size - 1}; give the new arm another name"
+        )
