@@ -99,25 +99,28 @@ def _franky(
     *,
     host: str,
     arm: str,
-    simulated: bool,
     workspace: Sequence[Sequence[float]],
     limits: str,
     envelope: Mapping[str, Any] | None,
     cameras: Mapping[str, Mapping[str, Any]] | None,
+    tool_length: float | None,
+    tool_yaw: float,
     has_hand: bool,
     require_realtime: bool,
     control_hz: float,
     tick_hz: float,
 ) -> SafeRobot:
     from worldmodel.envs.robots.franky import FrankyRobot
+    from worldmodel.envs.robots.kinematics import tool_on_flange
 
     allowed = make_envelope(workspace, limits=limits, changes=envelope)
     inner = FrankyRobot(
         host=host,
         arm=arm,
-        simulated=simulated,
-        cameras={name: _camera(name, **settings) for name, settings in (cameras or {}).items()},
+        simulated=False,
+        cameras={name: _camera(name, settings) for name, settings in (cameras or {}).items()},
         envelope=allowed,
+        tool=None if tool_length is None else tool_on_flange(length=tool_length, yaw=tool_yaw),
         has_hand=has_hand,
         control_hz=control_hz,
         require_realtime=require_realtime,
@@ -125,7 +128,51 @@ def _franky(
     return SafeRobot(inner, allowed, tick_hz=tick_hz)
 
 
-def _camera(name: str, **settings: Any) -> "CameraSource":
+def _franky_sim(
+    *,
+    host: str,
+    arm: str,
+    workspace: Sequence[Sequence[float]],
+    limits: str,
+    envelope: Mapping[str, Any] | None,
+    cameras: Sequence[str],
+    image_size: int,
+    fps: float,
+    backend: Any,
+    tool_length: float,
+    tool_yaw: float,
+    control_hz: float,
+    tick_hz: float,
+) -> SafeRobot:
+    from worldmodel.envs.robots.access import is_loopback
+    from worldmodel.envs.robots.franky import FrankyRobot
+    from worldmodel.envs.robots.kinematics import tool_on_flange
+    from worldmodel.envs.robots.rendered_cameras import RenderedCameras
+
+    if not is_loopback(host):
+        raise ValueError(
+            f"robot=franky_sim needs a simulator on this machine, got robot.host={host}; an arm "
+            "that may be physical is robot=franky"
+        )
+    allowed = make_envelope(workspace, limits=limits, changes=envelope)
+    inner = FrankyRobot(
+        host=host,
+        arm=arm,
+        simulated=True,
+        cameras={},
+        envelope=allowed,
+        tool=tool_on_flange(length=tool_length, yaw=tool_yaw),
+        control_hz=control_hz,
+        require_realtime=False,
+    )
+    infos = {name: CameraInfo(image_size, image_size, fps) for name in cameras}
+    return SafeRobot(RenderedCameras(inner, infos, backend=backend), allowed, tick_hz=tick_hz)
+
+
+CAMERA_KEYS = ("from", *(field.name for field in fields(CameraInfo) if field.name != "rendered"))
+
+
+def _camera(name: str, settings: Mapping[str, Any]) -> "CameraSource":
     from worldmodel.envs.robots.camera_sources import (
         CameraSource,
         network_camera,
@@ -133,8 +180,20 @@ def _camera(name: str, **settings: Any) -> "CameraSource":
         video_file,
     )
 
-    source = settings.pop("from", None)
-    info = CameraInfo(**settings)
+    for key in settings:
+        if key not in CAMERA_KEYS:
+            raise ValueError(unknown(f"setting of camera {name}", key, CAMERA_KEYS))
+    for key in ("from", "height", "width", "fps"):
+        if key not in settings:
+            example = "{from: 0, height: 480, width: 640, fps: 30}"
+            raise ValueError(f"camera {name} has no {key!r}; write it such as {example}")
+    source = settings["from"]
+    info = CameraInfo(
+        height=settings["height"],
+        width=settings["width"],
+        fps=settings["fps"],
+        optional=settings.get("optional", False),
+    )
     if isinstance(source, int):
         stream = usb_camera(source, info)
     elif isinstance(source, str) and "://" in source:
@@ -162,6 +221,7 @@ def _remote(
 ADAPTERS: Mapping[str, Callable[..., Any]] = {
     "mujoco": _mujoco,
     "franky": _franky,
+    "franky_sim": _franky_sim,
     "remote": _remote,
 }
 """What opens a robot, by its name in the settings."""

@@ -25,6 +25,7 @@ from worldmodel.envs.robots.franky_connection import (
     franky,
     open_connection,
     set_limits,
+    set_tool,
 )
 from worldmodel.envs.robots.franky_hand import GRIPPER_WIDTH_M, FrankyHand
 from worldmodel.envs.robots.franky_motion import (
@@ -73,6 +74,7 @@ class FrankyRobot:
         simulated: bool,
         cameras: Mapping[str, CameraSource],
         envelope: Envelope,
+        tool: np.ndarray | None = None,
         has_hand: bool = True,
         control_hz: float = 15.0,
         require_realtime: bool = True,
@@ -85,6 +87,8 @@ class FrankyRobot:
             simulated: whether `host` is a simulator.
             cameras: what the arm is watched with, by name.
             envelope: speed, acceleration, jerk and collision thresholds for the library.
+            tool: pose (4, 4) of the tool centre point on the flange, which the arm is told; None
+                is the end effector frame set in the arm's controller.
             has_hand: whether a Franka Hand is mounted.
             control_hz: commands a second that it says it expects.
             require_realtime: refuse to connect from a kernel without real-time scheduling.
@@ -94,17 +98,19 @@ class FrankyRobot:
         """
         envelope.check(hardware_limits(arm))
         self._info = RobotInfo(
-            name="franky",
+            name="franky_sim" if simulated else "franky",
             arm=arm,
             cameras={name: camera.info for name, camera in cameras.items()},
             control_hz=control_hz,
             joint_limits=hardware_limits(arm).joints,
             gripper_width_m=GRIPPER_WIDTH_M,
-            tcp="end effector frame set in the arm's controller; the fingertips of a Franka Hand",
+            tcp="end effector frame set in the arm's controller; the fingertips of a Franka Hand"
+            if tool is None
+            else f"{tool[2, 3]:g} m from the flange",
             simulated=simulated,
         )
         self._host, self._cameras, self._envelope = host, dict(cameras), envelope
-        self._has_hand, self._require_realtime = has_hand, require_realtime
+        self._tool, self._has_hand, self._require_realtime = tool, has_hand, require_realtime
         self._lock = threading.RLock()  # `stop` may come from any thread
         self._robot: Any = None
         self._hand: FrankyHand | None = None
@@ -131,7 +137,7 @@ class FrankyRobot:
 
         Raises:
             NotConnectedError: nothing answered in time; another program may be driving the arm.
-            RobotError: it is another arm than was said, or it did not take the limits.
+            RobotError: it is another arm than was said, or it did not take limits or tool.
         """
         self.close()
         robot, gripper = open_connection(
@@ -143,6 +149,8 @@ class FrankyRobot:
         )
         check_arm(robot.model_urdf, self._info.arm)
         set_limits(robot, self._envelope)
+        if self._tool is not None:
+            set_tool(robot, self._tool)
         for camera in self._cameras.values():
             camera.start()
         speed, force = self._envelope.gripper_speed, self._envelope.gripper_force

@@ -75,12 +75,22 @@ def require_operator(operator: str) -> None:
 
 @dataclass(frozen=True)
 class CameraInfo:
-    """A camera of a robot: size of its pictures, their rate, and whether it can be missed."""
+    """A camera of a robot.
+
+    Attributes:
+        height: of its pictures [pixels].
+        width: of its pictures.
+        fps: pictures a second.
+        optional: whether it can be missed.
+        rendered: whether its pictures are drawn from a model of the scene, so that they show
+            nothing of the world.
+    """
 
     height: int
     width: int
     fps: float
     optional: bool = False
+    rendered: bool = False
 
 
 class CameraFrame:

@@ -85,10 +85,11 @@ class MujocoRobot:
             ValueError: for an unknown camera, or a picture that is too large.
         """
         self._arm = SimulatedArm(scene)
+        rendered = {name: replace(camera, rendered=True) for name, camera in cameras.items()}
         self.info = RobotInfo(
             name="mujoco",
             arm="panda",
-            cameras=dict(cameras),
+            cameras=rendered,
             control_hz=control_hz,
             joint_limits=self._arm.limits,
             gripper_width_m=GRIPPER_WIDTH_M,
@@ -116,7 +117,7 @@ class MujocoRobot:
         self._moments = deque([self._arm.measure(self.now())], round(MEMORY_S / self._arm.dt))
         self._cameras = SimulatedCameras(
             scene.model,
-            cameras,
+            rendered,
             self.faults,
             first=self._moments[0].qpos,
             backend=backend,
