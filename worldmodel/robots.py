@@ -84,14 +84,15 @@ def _mujoco(
     from worldmodel.envs.franka import build_model
     from worldmodel.envs.robots.mujoco import MujocoRobot
 
+    allowed = make_envelope(workspace, limits=limits, changes=envelope)
     inner = MujocoRobot(
         Arm(build_model()),
         cameras={name: CameraInfo(image_size, image_size, fps) for name in cameras},
         realtime=realtime,
         control_hz=control_hz,
         backend=backend,
+        gripper_force=allowed.gripper_force,
     )
-    allowed = make_envelope(workspace, limits=limits, changes=envelope)
     return SafeRobot(inner, allowed, clock=inner.now, tick_hz=tick_hz if realtime else None)
 
 

@@ -122,6 +122,7 @@ class FrankyRobot:
         self._taken_seq = -1
         self._expires_at = 0.0
         self._robot_ms, self._state_at = -1, 0.0
+        self._not_connected = f"not connected to the arm at {host}; connect first"
 
     @property
     def info(self) -> RobotInfo:
@@ -282,7 +283,7 @@ class FrankyRobot:
 
     def _require_robot(self) -> Any:
         if self._robot is None:
-            raise NotConnectedError(f"not connected to the arm at {self._host}; connect first")
+            raise NotConnectedError(self._not_connected)
         return self._robot
 
     @contextmanager
@@ -292,7 +293,8 @@ class FrankyRobot:
             yield
         except (franky.NetworkException, RuntimeError) as error:
             self._give_back(timeout_s=0.0)
-            raise NotConnectedError(f"lost the arm at {self._host}: {error}") from error
+            self._not_connected = f"lost the arm at {self._host}: {error}"
+            raise NotConnectedError(self._not_connected) from error
 
     def _look(self) -> Any:
         """Returns the arm's newest state, having taken up what went wrong since the last look."""

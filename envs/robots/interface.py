@@ -181,6 +181,8 @@ class RobotObservation:
         applied_seq: number of the command being followed; -1 before the first.
         state: see `RobotState`.
         errors: what is wrong, each a short name such as "reflex"; empty when nothing is.
+        reason: why it last held, faulted or was stopped, a short name such as "expired"; None when
+            it did not, or does not say.
     """
 
     seq: int
@@ -197,6 +199,7 @@ class RobotObservation:
     applied_seq: int
     state: RobotState
     errors: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def proprio(self) -> Float[np.ndarray, "7"]:

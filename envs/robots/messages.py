@@ -162,7 +162,7 @@ def read_observation(message: Any) -> RobotObservation:
     kinds: dict[str, Any] = dict.fromkeys(_OBSERVATION_ARRAYS, np.ndarray)
     kinds |= dict.fromkeys(("gripper", "gripper_width_m", "state_at"), float)
     kinds |= {"seq": int, "applied_seq": int, "frames": dict, "state": str, "errors": list}
-    kinds |= {"grasped": (bool, none), "wrench_base": (np.ndarray, none)}
+    kinds |= {"grasped": (bool, none), "wrench_base": (np.ndarray, none), "reason": (str, none)}
     take(message, kinds)
     frames = {}
     for name, frame in message["frames"].items():

@@ -45,6 +45,13 @@ def test_the_simulated_arm_is_open_in_its_envelope():
     robot.close()
 
 
+def test_the_simulated_gripper_grasps_with_the_force_of_the_envelope():
+    words = ["robot=mujoco", "robot.realtime=false", "robot.cameras=[]"]
+    robot = open_robot(settings(*words, "robot.envelope={gripper_force: 7.0}"))
+    assert isinstance(robot, SafeRobot)
+    assert robot.inner._arm._jaw_force == 7.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_box_a_profile_and_single_limits_make_an_envelope():
     assert vars(make_envelope(BOX, limits="default", changes={})) == vars(Envelope(**CORNERS))
     assert vars(make_envelope(BOX, limits="first_run", changes={})) == vars(first_run(LOW, HIGH))

@@ -53,6 +53,7 @@ def observation(**changes):
         "applied_seq": -1,
         "state": RobotState.FAULT,
         "errors": ("reflex", "hand_lost"),
+        "reason": "expired",
     }
     return RobotObservation(**(fields | changes))
 
