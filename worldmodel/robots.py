@@ -13,6 +13,7 @@ from worldmodel.names import unknown
 if TYPE_CHECKING:
     from worldmodel.envs.robots.camera_sources import CameraSource
     from worldmodel.envs.robots.client import RemoteRobot
+    from worldmodel.envs.robots.droid_format import DroidCamera
 
 LIMITS: Mapping[str, Callable[..., Envelope]] = {"default": Envelope, "first_run": first_run}
 
@@ -170,7 +171,25 @@ def _franky_sim(
     return SafeRobot(RenderedCameras(inner, infos, backend=backend), allowed, tick_hz=tick_hz)
 
 
-CAMERA_KEYS = ("from", *(field.name for field in fields(CameraInfo) if field.name != "rendered"))
+def _check_keys(
+    name: str, settings: Mapping[str, Any], *, needed: Sequence[str], example: str
+) -> None:
+    """Refuses settings of a camera with other keys than those needed and "optional"."""
+    for key in settings:
+        if key not in (*needed, "optional"):
+            raise ValueError(unknown(f"setting of camera {name}", key, (*needed, "optional")))
+    for key in needed:
+        if key not in settings:
+            raise ValueError(f"camera {name} has no {key!r}; write it such as {example}")
+
+
+def _camera_info(settings: Mapping[str, Any]) -> CameraInfo:
+    return CameraInfo(
+        height=settings["height"],
+        width=settings["width"],
+        fps=settings["fps"],
+        optional=settings.get("optional", False),
+    )
 
 
 def _camera(name: str, settings: Mapping[str, Any]) -> "CameraSource":
@@ -181,20 +200,9 @@ def _camera(name: str, settings: Mapping[str, Any]) -> "CameraSource":
         video_file,
     )
 
-    for key in settings:
-        if key not in CAMERA_KEYS:
-            raise ValueError(unknown(f"setting of camera {name}", key, CAMERA_KEYS))
-    for key in ("from", "height", "width", "fps"):
-        if key not in settings:
-            example = "{from: 0, height: 480, width: 640, fps: 30}"
-            raise ValueError(f"camera {name} has no {key!r}; write it such as {example}")
-    source = settings["from"]
-    info = CameraInfo(
-        height=settings["height"],
-        width=settings["width"],
-        fps=settings["fps"],
-        optional=settings.get("optional", False),
-    )
+    example = "{from: 0, height: 480, width: 640, fps: 30}"
+    _check_keys(name, settings, needed=("from", "height", "width", "fps"), example=example)
+    source, info = settings["from"], _camera_info(settings)
     if isinstance(source, int):
         stream = usb_camera(source, info)
     elif isinstance(source, str) and "://" in source:
@@ -207,6 +215,53 @@ def _camera(name: str, settings: Mapping[str, Any]) -> "CameraSource":
             f"rtsp://..., or a video file that exists, got {source!r}"
         )
     return CameraSource(name, info, open_stream=stream)
+
+
+def _droid(
+    *,
+    arm: str,
+    workspace: Sequence[Sequence[float]],
+    limits: str,
+    envelope: Mapping[str, Any] | None,
+    cameras: Mapping[str, Mapping[str, Any]],
+    action_space: str,
+    tool_length: float,
+    tool_yaw: float,
+    gripper_width_m: float,
+    tick_hz: float,
+) -> SafeRobot:
+    from worldmodel.envs.robots.droid import DroidRobot
+
+    try:
+        from droid.robot_env import RobotEnv  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"robot=droid needs DROID's own package ({error}); run this with the Python of the "
+            "laptop that drives the robot"
+        ) from error
+    allowed = make_envelope(workspace, limits=limits, changes=envelope)
+    inner = DroidRobot(
+        lambda: RobotEnv(action_space, gripper_action_space="position", do_reset=False),
+        arm=arm,
+        cameras={name: _droid_camera(name, settings) for name, settings in cameras.items()},
+        tool_length=tool_length,
+        tool_yaw=tool_yaw,
+        gripper_width_m=gripper_width_m,
+        simulated=False,
+    )
+    return SafeRobot(inner, allowed, tick_hz=tick_hz)
+
+
+def _droid_camera(name: str, settings: Mapping[str, Any]) -> "DroidCamera":
+    from worldmodel.envs.robots.droid_format import DroidCamera
+
+    example = "{serial: '24259877', side: left, height: 720, width: 1280, fps: 60}"
+    _check_keys(
+        name, settings, needed=("serial", "side", "height", "width", "fps"), example=example
+    )
+    if settings["side"] not in ("left", "right"):
+        raise ValueError(f"side of camera {name} must be left or right, got {settings['side']!r}")
+    return DroidCamera(str(settings["serial"]), _camera_info(settings), settings["side"])
 
 
 def _remote(
@@ -223,6 +278,7 @@ ADAPTERS: Mapping[str, Callable[..., Any]] = {
     "mujoco": _mujoco,
     "franky": _franky,
     "franky_sim": _franky_sim,
+    "droid": _droid,
     "remote": _remote,
 }
 """What opens a robot, by its name in the settings."""

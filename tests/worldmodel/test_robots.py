@@ -138,7 +138,7 @@ def test_an_option_is_another_word_for_a_setting():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--robot"], "--robot needs a name: one of franky, franky_sim, mujoco, remote"),
+        (["--robot"], "--robot needs a name: one of droid, franky, franky_sim, mujoco, remote"),
         (["--robot", "frankie"], "unknown robot 'frankie'; did you mean 'franky'?"),
         (["robot=franky"], "serve needs robot.arm=..., robot.host=..., robot.workspace=..."),
         (["robot=mujoco", "robot.speed=1"], "robot.speed"),
