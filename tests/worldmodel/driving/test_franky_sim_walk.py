@@ -55,7 +55,7 @@ def server(simulator) -> Iterator[str]:
     """The address of `worldmodel serve --robot franky_sim`."""
     del simulator
     words = ["--robot", "franky_sim", f"robot.host={HOST}", "port=0"]
-    words += ["robot.envelope.state_max_age_s=5", "robot.envelope.camera_max_age_s=5"]
+    words += ["robot.envelope.camera_max_age_s=5"]
     process = subprocess.Popen(
         [sys.executable, "-m", "worldmodel.cli", "serve", *words],
         stdout=subprocess.PIPE,
