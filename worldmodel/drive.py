@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from worldmodel.driving.reference import Pose, Reference, TwistLaw
 from worldmodel.driving.replanning import Planned, Replanner, Schedule, Task
+from worldmodel.driving.stillness import Stillness
 from worldmodel.driving.workers import Worker
 from worldmodel.envs.robots.interface import (
     MOVABLE,
@@ -35,7 +36,6 @@ from worldmodel.envs.robots.recorder import FlightRecorder
 COMMAND_PERIODS = 1.5  # of the planner, that a command lives
 GRIPPER_CHANGE = 1e-3  # planned changes below it leave the gripper as it was commanded
 SETTLE_S = 2.0  # to come to rest in at the end
-AT_REST = 1e-3  # [rad/s] of every joint
 
 End = Literal["reached", "time", "stopped", "fault"]
 
@@ -304,9 +304,9 @@ class Driver:
         )
         if self._dry_run:
             return
-        until = self._robot.now() + SETTLE_S
+        until, stillness = self._robot.now() + SETTLE_S, Stillness()
         while self._robot.now() < until and self._stopped() is None:
             self._sleep(self._tick_s)
             observation = self._observe()
-            if observation is not None and abs(observation.joint_velocities).max() < AT_REST:
+            if observation is not None and stillness.sees(observation):
                 return

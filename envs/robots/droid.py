@@ -33,7 +33,6 @@ from worldmodel.envs.robots.droid_format import (
     droid_velocity,
     flange_of,
     read_observation,
-    tool_on_flange,
     within_range,
 )
 from worldmodel.envs.robots.droid_link import STEP_S, DroidEnv, DroidLink
@@ -51,7 +50,7 @@ from worldmodel.envs.robots.interface import (
     StaleObservationError,
     require_operator,
 )
-from worldmodel.envs.robots.kinematics import quat_xyzw_to_matrix, rotation_vector
+from worldmodel.envs.robots.kinematics import quat_xyzw_to_matrix, rotation_vector, tool_on_flange
 from worldmodel.envs.robots.limits import hardware_limits
 from worldmodel.franka_arm import joint_frames
 

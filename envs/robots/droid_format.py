@@ -20,7 +20,7 @@ from worldmodel.envs.robots.interface import (
     RobotObservation,
     RobotState,
 )
-from worldmodel.envs.robots.kinematics import pose_matrix, rotation_of_vector
+from worldmodel.envs.robots.kinematics import pose_matrix
 from worldmodel.pose import euler_to_matrix
 
 STEP_HZ = 15.0
@@ -49,17 +49,6 @@ class DroidCamera:
     side: Literal["left", "right"] = "left"
 
 
-def tool_on_flange(*, length: float, yaw: float) -> np.ndarray:
-    """Returns the pose (4, 4) of the tool centre point, seen from the flange.
-
-    Args:
-        length: along the flange's z axis [m].
-        yaw: about it [rad].
-    """
-    rotation = rotation_of_vector(np.array([0.0, 0.0, yaw]))
-    return pose_matrix(np.array([0.0, 0.0, length]), rotation)
-
-
 def read_observation(
     raw: Mapping[str, Any],
     *,
@@ -78,7 +67,7 @@ def read_observation(
     Args:
         raw: what it returned.
         cameras: the pictures that are wanted.
-        tool: from `tool_on_flange`.
+        tool: from `kinematics.tool_on_flange`.
         gripper_width_m: opening of the gripper when it is open.
         now: our clock [s], after the call.
         wall_ms: the wall clock in the same moment [ms].
@@ -131,7 +120,7 @@ def droid_velocity(command: Command, observation: RobotObservation, tool: np.nda
     Args:
         command: of the tool centre point, or of the joints.
         observation: where the arm is.
-        tool: from `tool_on_flange`.
+        tool: from `kinematics.tool_on_flange`.
     """
     if command.kind == "joint_velocity":
         return command.values / (JOINT_UNIT * STEP_HZ)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 CHUNK_BYTES = 16 * 2**10
 QUEUED_CHUNKS = 64
+ACCEPT_S = 0.02  # in which asyncio hands over the connections that it is taking
 
 
 class FaultProxy:
@@ -32,6 +33,7 @@ class FaultProxy:
         self._target = (host, port)
         self._delay_s, self._bytes_per_s, self._cut_until = 0.0, math.inf, 0.0
         self._links: set[_Link] = set()
+        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._listening = threading.Event()
@@ -100,14 +102,24 @@ class FaultProxy:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._listening.set()
         await self._ended.wait()
         server.close()
+        await asyncio.sleep(ACCEPT_S)
         for link in list(self._links):
             link.reset()
-        await asyncio.sleep(0)
+        for task, writer in self._tasks.items():
+            task.cancel()
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Takes a connection in a task of ours: one of asyncio's own complains when cancelled."""
+        task = self._loop.create_task(self._connect(reader, writer))
+        self._tasks[task] = writer
+        task.add_done_callback(self._tasks.pop)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._wait_for_cable()

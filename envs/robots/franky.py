@@ -25,6 +25,7 @@ from worldmodel.envs.robots.franky_connection import (
     franky,
     open_connection,
     set_limits,
+    set_tool,
 )
 from worldmodel.envs.robots.franky_hand import GRIPPER_WIDTH_M, FrankyHand
 from worldmodel.envs.robots.franky_motion import (
@@ -73,6 +74,7 @@ class FrankyRobot:
         simulated: bool,
         cameras: Mapping[str, CameraSource],
         envelope: Envelope,
+        tool: np.ndarray | None = None,
         has_hand: bool = True,
         control_hz: float = 15.0,
         require_realtime: bool = True,
@@ -85,6 +87,8 @@ class FrankyRobot:
             simulated: whether `host` is a simulator.
             cameras: what the arm is watched with, by name.
             envelope: speed, acceleration, jerk and collision thresholds for the library.
+            tool: pose (4, 4) of the tool centre point on the flange, which the arm is told; None
+                is the end effector frame set in the arm's controller.
             has_hand: whether a Franka Hand is mounted.
             control_hz: commands a second that it says it expects.
             require_realtime: refuse to connect from a kernel without real-time scheduling.
@@ -94,17 +98,19 @@ class FrankyRobot:
         """
         envelope.check(hardware_limits(arm))
         self._info = RobotInfo(
-            name="franky",
+            name="franky_sim" if simulated else "franky",
             arm=arm,
             cameras={name: camera.info for name, camera in cameras.items()},
             control_hz=control_hz,
             joint_limits=hardware_limits(arm).joints,
             gripper_width_m=GRIPPER_WIDTH_M,
-            tcp="end effector frame set in the arm's controller; the fingertips of a Franka Hand",
+            tcp="end effector frame set in the arm's controller; the fingertips of a Franka Hand"
+            if tool is None
+            else f"{tool[2, 3]:g} m from the flange",
             simulated=simulated,
         )
         self._host, self._cameras, self._envelope = host, dict(cameras), envelope
-        self._has_hand, self._require_realtime = has_hand, require_realtime
+        self._tool, self._has_hand, self._require_realtime = tool, has_hand, require_realtime
         self._lock = threading.RLock()  # `stop` may come from any thread
         self._robot: Any = None
         self._hand: FrankyHand | None = None
@@ -116,6 +122,7 @@ class FrankyRobot:
         self._taken_seq = -1
         self._expires_at = 0.0
         self._robot_ms, self._state_at = -1, 0.0
+        self._not_connected = f"not connected to the arm at {host}; connect first"
 
     @property
     def info(self) -> RobotInfo:
@@ -131,7 +138,7 @@ class FrankyRobot:
 
         Raises:
             NotConnectedError: nothing answered in time; another program may be driving the arm.
-            RobotError: it is another arm than was said, or it did not take the limits.
+            RobotError: it is another arm than was said, or it did not take limits or tool.
         """
         self.close()
         robot, gripper = open_connection(
@@ -143,6 +150,8 @@ class FrankyRobot:
         )
         check_arm(robot.model_urdf, self._info.arm)
         set_limits(robot, self._envelope)
+        if self._tool is not None:
+            set_tool(robot, self._tool)
         for camera in self._cameras.values():
             camera.start()
         speed, force = self._envelope.gripper_speed, self._envelope.gripper_force
@@ -274,7 +283,7 @@ class FrankyRobot:
 
     def _require_robot(self) -> Any:
         if self._robot is None:
-            raise NotConnectedError(f"not connected to the arm at {self._host}; connect first")
+            raise NotConnectedError(self._not_connected)
         return self._robot
 
     @contextmanager
@@ -284,7 +293,8 @@ class FrankyRobot:
             yield
         except (franky.NetworkException, RuntimeError) as error:
             self._give_back(timeout_s=0.0)
-            raise NotConnectedError(f"lost the arm at {self._host}: {error}") from error
+            self._not_connected = f"lost the arm at {self._host}: {error}"
+            raise NotConnectedError(self._not_connected) from error
 
     def _look(self) -> Any:
         """Returns the arm's newest state, having taken up what went wrong since the last look."""

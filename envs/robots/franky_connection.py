@@ -16,6 +16,7 @@ from worldmodel.extras import require
 franky = require("franky", extra="franka")
 
 STOPPED_MODES = {"Reflex": "reflex", "UserStopped": "user_stopped", "Other": "not_ready"}
+TOLERANCE_FRAME = 1e-6  # of a frame's numbers
 TOLERANCE_RAD = 1e-3  # of joint limits, which descriptions round
 
 
@@ -123,6 +124,28 @@ def set_limits(robot: Any, envelope: Envelope) -> None:
                 raise RobotError(
                     f"{part} {derivative} limit: set {value}, but the library has {limit.get()}"
                 )
+
+
+def set_tool(robot: Any, tool: np.ndarray) -> None:
+    """Sets where the end effector frame of a `franky.Robot` at rest is, and reads it back.
+
+    The arm knows a frame on the flange, set in Desk, and ours on that one.
+
+    Args:
+        robot: a connected arm.
+        tool: pose (4, 4) of the frame on the flange.
+
+    Raises:
+        RobotError: the arm refused it, or did not take it.
+    """
+    on_nominal = np.linalg.inv(robot.state.F_T_NE.matrix) @ tool
+    try:
+        robot.set_ee(on_nominal.ravel(order="F"))
+    except franky.CommandException as error:
+        raise RobotError(f"end effector frame refused: {error}") from error
+    taken = robot.state.F_T_EE.matrix
+    if np.abs(taken - tool).max() > TOLERANCE_FRAME:
+        raise RobotError(f"end effector frame: set {tool.tolist()}, but it is {taken.tolist()}")
 
 
 def error_names(state: Any, *, aborted: bool) -> tuple[str, ...]:

@@ -240,6 +240,8 @@ class Guard:
         except RobotError as error:
             self.fault(f"robot_error:{type(error).__name__}")
             return
+        if self._actuation.stopping.is_set():
+            return  # refused because of the stop, which `disarm` ends
         if ack is not None and not ack.accepted:
             self.counters["refused_by_robot"] += 1
             self._hold(f"refused_by_robot:{ack.reason}")

@@ -75,12 +75,22 @@ def require_operator(operator: str) -> None:
 
 @dataclass(frozen=True)
 class CameraInfo:
-    """A camera of a robot: size of its pictures, their rate, and whether it can be missed."""
+    """A camera of a robot.
+
+    Attributes:
+        height: of its pictures [pixels].
+        width: of its pictures.
+        fps: pictures a second.
+        optional: whether it can be missed.
+        rendered: whether its pictures are drawn from a model of the scene, so that they show
+            nothing of the world.
+    """
 
     height: int
     width: int
     fps: float
     optional: bool = False
+    rendered: bool = False
 
 
 class CameraFrame:
@@ -171,6 +181,8 @@ class RobotObservation:
         applied_seq: number of the command being followed; -1 before the first.
         state: see `RobotState`.
         errors: what is wrong, each a short name such as "reflex"; empty when nothing is.
+        reason: why it last held, faulted or was stopped, a short name such as "expired"; None when
+            it did not, or does not say.
     """
 
     seq: int
@@ -187,6 +199,7 @@ class RobotObservation:
     applied_seq: int
     state: RobotState
     errors: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def proprio(self) -> Float[np.ndarray, "7"]:

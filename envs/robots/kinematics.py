@@ -24,6 +24,17 @@ def tool_offset(frames: np.ndarray, position: np.ndarray, rotation: np.ndarray) 
     return pose_matrix(across @ (position - flange[:3, 3]), across @ rotation)
 
 
+def tool_on_flange(*, length: float, yaw: float) -> np.ndarray:
+    """Returns the pose (4, 4) of the tool centre point, seen from the flange.
+
+    Args:
+        length: along the flange's z axis [m].
+        yaw: about it [rad].
+    """
+    rotation = rotation_of_vector(np.array([0.0, 0.0, yaw]))
+    return pose_matrix(np.array([0.0, 0.0, length]), rotation)
+
+
 def jacobian(frames: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Returns the Jacobian (6, 7) of a point that moves with the flange, velocity [m/s] first.
 

@@ -5,6 +5,7 @@ of a command make sense is for the robot to say.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -27,6 +28,7 @@ from worldmodel.envs.robots.wire import WireError
 MAX_COMMAND_VALUES = 16
 MAX_TEXT = 256  # characters of an operator's name or a reason
 
+_CAMERA = {"height": int, "width": int, "fps": float, "optional": bool, "rendered": bool}
 _OBSERVATION_ARRAYS = {
     "tcp_pos_base": (3,),
     "tcp_rotation_base": (3, 3),
@@ -35,10 +37,12 @@ _OBSERVATION_ARRAYS = {
 }
 
 
-def take(message: Any, **kinds: type | tuple[type, ...]) -> list[Any]:
+def take(message: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> list[Any]:
     """Returns the values of a map that has exactly these keys, each of its type, in their order.
 
-    A float may be a whole number, and a bool is no number.
+    Args:
+        message: as it came.
+        kinds: a type, or several, by key. A float may be a whole number; a bool is no number.
 
     Raises:
         WireError: it is no map, or has other keys or types ("bad_request").
@@ -63,7 +67,7 @@ def take_text(message: Any, name: str) -> str:
     Raises:
         WireError: it has another, or it is long.
     """
-    (text,) = take(message, **{name: str})
+    (text,) = take(message, {name: str})
     if len(text) > MAX_TEXT:
         raise _bad(f"{name} may have {MAX_TEXT} characters, got {len(text)}")
     return text
@@ -85,19 +89,19 @@ def read_info(message: Any) -> RobotInfo:
     """
     name, arm, cameras, control_hz, limits, width, tcp, simulated = take(
         message,
-        name=str,
-        arm=str,
-        cameras=dict,
-        control_hz=float,
-        joint_limits=dict,
-        gripper_width_m=float,
-        tcp=str,
-        simulated=bool,
+        {
+            "name": str,
+            "arm": str,
+            "cameras": dict,
+            "control_hz": float,
+            "joint_limits": dict,
+            "gripper_width_m": float,
+            "tcp": str,
+            "simulated": bool,
+        },
     )
-    take(limits, low=np.ndarray, high=np.ndarray, velocity=np.ndarray)
-    found = {}
-    for camera, values in cameras.items():
-        found[camera] = CameraInfo(*take(values, height=int, width=int, fps=float, optional=bool))
+    take(limits, {"low": np.ndarray, "high": np.ndarray, "velocity": np.ndarray})
+    found = {key: CameraInfo(*take(values, _CAMERA)) for key, values in cameras.items()}
     return RobotInfo(
         name=name,
         arm=arm,
@@ -158,11 +162,11 @@ def read_observation(message: Any) -> RobotObservation:
     kinds: dict[str, Any] = dict.fromkeys(_OBSERVATION_ARRAYS, np.ndarray)
     kinds |= dict.fromkeys(("gripper", "gripper_width_m", "state_at"), float)
     kinds |= {"seq": int, "applied_seq": int, "frames": dict, "state": str, "errors": list}
-    kinds |= {"grasped": (bool, none), "wrench_base": (np.ndarray, none)}
-    take(message, **kinds)
+    kinds |= {"grasped": (bool, none), "wrench_base": (np.ndarray, none), "reason": (str, none)}
+    take(message, kinds)
     frames = {}
     for name, frame in message["frames"].items():
-        image, captured_at = take(frame, image=np.ndarray, captured_at=float)
+        image, captured_at = take(frame, {"image": np.ndarray, "captured_at": float})
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise _bad(f"frame {name} must be uint8 (height, width, 3), got {image.shape}")
         frames[name] = CameraFrame(image, captured_at)
@@ -195,12 +199,14 @@ def read_command(message: Any) -> Command:
     """
     seq, obs_seq, valid_for_s, kind, values, gripper = take(
         message,
-        seq=int,
-        obs_seq=int,
-        valid_for_s=float,
-        kind=str,
-        values=np.ndarray,
-        gripper=(float, type(None)),
+        {
+            "seq": int,
+            "obs_seq": int,
+            "valid_for_s": float,
+            "kind": str,
+            "values": np.ndarray,
+            "gripper": (float, type(None)),
+        },
     )
     if values.ndim != 1 or len(values) > MAX_COMMAND_VALUES:
         raise _bad(f"values must be at most {MAX_COMMAND_VALUES} in a row, got {values.shape}")
@@ -230,12 +236,14 @@ def read_ack(message: Any) -> Ack:
     none = type(None)
     seq, accepted, applied, clamped, reason, state = take(
         message,
-        seq=int,
-        accepted=bool,
-        applied=(dict, none),
-        clamped=list,
-        reason=(str, none),
-        state=str,
+        {
+            "seq": int,
+            "accepted": bool,
+            "applied": (dict, none),
+            "clamped": list,
+            "reason": (str, none),
+            "state": str,
+        },
     )
     if not all(isinstance(name, str) for name in clamped):
         raise _bad("clamped must be text")

@@ -40,7 +40,7 @@ from worldmodel.envs.robots.interface import (
     StaleObservationError,
     require_operator,
 )
-from worldmodel.envs.robots.simulated_arm import GRIPPER_WIDTH_M, SimulatedArm
+from worldmodel.envs.robots.simulated_arm import GRIPPER_FORCE, GRIPPER_WIDTH_M, SimulatedArm
 from worldmodel.envs.robots.simulated_cameras import STATE, SensorFaults, SimulatedCameras
 
 REFLEX_TORQUE = (20.0, 20.0, 20.0, 20.0, 10.0, 10.0, 10.0)  # [Nm]
@@ -68,6 +68,7 @@ class MujocoRobot:
         control_hz: float = 4.0,
         backend: Backend = "auto",
         reflex_torque: Sequence[float] = REFLEX_TORQUE,
+        gripper_force: float = GRIPPER_FORCE,
         seed: int = 0,
     ):
         """Takes over a scene as it stands; nothing is drawn before somebody looks at a picture.
@@ -79,16 +80,18 @@ class MujocoRobot:
             control_hz: commands a second that it says it expects.
             backend: which renderer draws.
             reflex_torque: (7,) joint torques from outside that count as a collision [Nm].
+            gripper_force: that it grasps with at most [N].
             seed: of lost frames.
 
         Raises:
             ValueError: for an unknown camera, or a picture that is too large.
         """
-        self._arm = SimulatedArm(scene)
+        self._arm = SimulatedArm(scene, gripper_force=gripper_force)
+        rendered = {name: replace(camera, rendered=True) for name, camera in cameras.items()}
         self.info = RobotInfo(
             name="mujoco",
             arm="panda",
-            cameras=dict(cameras),
+            cameras=rendered,
             control_hz=control_hz,
             joint_limits=self._arm.limits,
             gripper_width_m=GRIPPER_WIDTH_M,
@@ -116,7 +119,7 @@ class MujocoRobot:
         self._moments = deque([self._arm.measure(self.now())], round(MEMORY_S / self._arm.dt))
         self._cameras = SimulatedCameras(
             scene.model,
-            cameras,
+            rendered,
             self.faults,
             first=self._moments[0].qpos,
             backend=backend,

@@ -33,7 +33,7 @@ from worldmodel.envs.robots.messages import (
 )
 from worldmodel.envs.robots.wire import WireError
 
-PROTOCOL = "worldmodel-robot/1"
+PROTOCOL = "worldmodel-robot/2"
 SESSION_HEADER = "Worldmodel-Session"
 CONTROL, OBSERVE, STOP = "/control", "/observe", "/stop"
 MAX_REQUEST_BYTES = 16 * 2**10
@@ -117,11 +117,13 @@ def read_greeting(message: Any) -> Greeting:
         raise WireError("bad_protocol", f"expected {PROTOCOL}, got {protocol!r:.40}")
     info, envelope, session, last_seq, _ = take(
         message,
-        info=dict,
-        envelope=dict,
-        session=(str, type(None)),
-        last_seq=int,
-        protocol=str,
+        {
+            "info": dict,
+            "envelope": dict,
+            "session": (str, type(None)),
+            "last_seq": int,
+            "protocol": str,
+        },
     )
     return Greeting(read_info(info), read_envelope(envelope), session, last_seq)
 
@@ -137,7 +139,7 @@ def read_request(message: Any) -> Request:
     Raises:
         WireError: it is none.
     """
-    return Request(*take(message, id=int, ask=str, given=dict))
+    return Request(*take(message, {"id": int, "ask": str, "given": dict}))
 
 
 def write_reply(reply: Reply) -> dict[str, Any]:
@@ -154,15 +156,17 @@ def read_reply(message: Any) -> Reply:
     none = type(None)
     take(
         message,
-        id=int,
-        received_at=float,
-        sent_at=float,
-        robot_now=float,
-        state=str,
-        reason=(str, none),
-        answer=(dict, none),
-        error=(str, none),
-        detail=dict,
+        {
+            "id": int,
+            "received_at": float,
+            "sent_at": float,
+            "robot_now": float,
+            "state": str,
+            "reason": (str, none),
+            "answer": (dict, none),
+            "error": (str, none),
+            "detail": dict,
+        },
     )
     times = {name: read_time(message[name], name) for name in ("received_at", "sent_at")}
     times["robot_now"] = read_time(message["robot_now"], "robot_now")

@@ -173,9 +173,10 @@ class FlightRecorder:
                 "applied_seq": observation.applied_seq,
                 "state": observation.state,
                 "errors": observation.errors,
+                "reason": observation.reason,
             }
             self._record("observation", values)
-            self._watch(observation.state, ", ".join(observation.errors))
+            self._watch(observation.state, ", ".join(observation.errors) or observation.reason)
 
     def plan(self, record: PlanRecord) -> None:
         """Records a plan with all that it was made from."""
@@ -197,14 +198,15 @@ class FlightRecorder:
         self._record("command", _command(command))
 
     def ack(self, ack: Ack) -> None:
-        """Records what the robot made of a command."""
+        """Records what the robot made of a command. Why it holds, the next observation says."""
         with self._lock:
             applied = None if ack.applied is None else _command(ack.applied)
             values = {name: getattr(ack, name) for name in ("seq", "accepted", "clamped", "reason")}
             self._record("ack", values | {"applied": applied, "state": ack.state})
             if ack.applied is not None:
                 self._holding = ack.applied.kind == "hold"
-            self._watch(ack.state, ack.reason or "")
+            if ack.state is not RobotState.HOLD:
+                self._watch(ack.state, ack.reason)
 
     def trip(self, reason: str) -> None:
         """Keeps the last seconds, and the next two: something happened, such as a stop."""
@@ -239,7 +241,7 @@ class FlightRecorder:
 
     # How it is written.
 
-    def _watch(self, state: RobotState, why: str) -> None:
+    def _watch(self, state: RobotState, why: str | None) -> None:
         """Trips when the robot came to a state in which it does not do what it is told."""
         before, self._state = self._state, state
         if state is before or (state is RobotState.HOLD and self._holding):

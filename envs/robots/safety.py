@@ -118,7 +118,9 @@ class SafeRobot:
             errors = observation.errors
             if state is RobotState.FAULT and reason not in (None, *errors):
                 errors = (*errors, reason)
-            return replace(observation, state=state, applied_seq=sender.seq, errors=errors)
+            return replace(
+                observation, state=state, applied_seq=sender.seq, errors=errors, reason=reason
+            )
 
     # What an operator does.
 

@@ -127,7 +127,7 @@ class RobotService:
             request = read_request(unpack(frame))
             number = request.id
             if request.ask == "sync":
-                take(request.given)
+                take(request.given, {})
                 answer = {}
             elif request.ask in asks:
                 answer = asks[request.ask](request.given)
@@ -160,12 +160,12 @@ class RobotService:
     # Answers, each in a thread.
 
     def _observe(self, given: dict[str, Any]) -> dict[str, Any]:
-        (max_age_s,) = take(given, max_age_s=float)
+        (max_age_s,) = take(given, {"max_age_s": float})
         observation = self.robot.observe(max_age_s=read_duration(max_age_s, "max_age_s"))
         return write_observation(observation)
 
     def _command(self, given: dict[str, Any], still_held: Callable[[], bool]) -> dict[str, Any]:
-        message, sent_at = take(given, command=dict, sent_at=float)
+        message, sent_at = take(given, {"command": dict, "sent_at": float})
         command = read_command(message)
         delay_s = max(0.0, self._clock() - read_time(sent_at, "sent_at"))
         if not still_held():

@@ -16,6 +16,7 @@ from worldmodel.envs.robots.motion import JointMotion, Kinematics
 
 TORQUE_FILTER_S = 0.02  # time constant of the torques
 GRIPPER_WIDTH_M = 2 * panda.FINGER_STROKE
+GRIPPER_FORCE = 60.0  # [N] of the motor at most
 GRIPPER_SPEED = 0.15  # [m/s] of the opening, as of a Robotiq 2F-85
 GRASP_FORCE, GRASP_WIDTH, GRASP_SPEED = 5.0, 3e-3, 5e-3  # [N], [m], [m/s] what counts as grasped
 
@@ -42,7 +43,7 @@ class Moment:
 class SimulatedArm:
     """Follows commands in the scene of an `Arm`, which it takes over as it stands."""
 
-    def __init__(self, scene: Arm):
+    def __init__(self, scene: Arm, *, gripper_force: float):
         self.model, self.data = scene.model, scene.data
         self.dt = float(self.model.opt.timestep)
         joints = [self.model.joint(name) for name in panda.JOINTS]
@@ -59,6 +60,7 @@ class SimulatedArm:
         kept = replace(self.limits, low=low + JOINT_MARGIN, high=high - JOINT_MARGIN)
         self._kinematics = Kinematics(self.model)
         self._motion = JointMotion(Kinematics(self.model), kept, dt=self.dt)
+        self._jaw_force = gripper_force
         self._gripper = self._gripper_target = float(self.data.ctrl[self._jaw])
         self._torques = np.zeros(len(joints))
         self.let_go()
@@ -92,7 +94,7 @@ class SimulatedArm:
         self.data.ctrl[self._servos] = self._motion.joints + lead
         most = GRIPPER_SPEED / GRIPPER_WIDTH_M * self.dt
         self._gripper += float(np.clip(self._gripper_target - self._gripper, -most, most))
-        self.data.ctrl[self._jaw] = self._gripper
+        self.data.ctrl[self._jaw] = self._jaw_control()
         mujoco.mj_step(self.model, self.data)
         self._torques += self.dt / TORQUE_FILTER_S * (self._pushed() - self._torques)
 
@@ -137,6 +139,15 @@ class SimulatedArm:
             state=state,
             errors=errors,
         )
+
+    def _jaw_control(self) -> float:
+        """Returns the control with which the motor pulls to the gripper's place, not too hard."""
+        gain = self.model.actuator_gainprm[self._jaw, 0]
+        opening = self.data.qpos[self._finger_qpos].mean()
+        speed = self.data.qvel[self._finger_dofs].mean()
+        bias = float(self.model.actuator_biasprm[self._jaw, :3] @ [1.0, opening, speed])
+        force = np.clip(gain * self._gripper + bias, -self._jaw_force, self._jaw_force)
+        return float(force - bias) / gain
 
     def _pushed(self) -> np.ndarray:
         """Returns the torques (7,) that come from outside: contacts, and forces of tests [Nm]."""

@@ -45,6 +45,13 @@ def test_the_simulated_arm_is_open_in_its_envelope():
     robot.close()
 
 
+def test_the_simulated_gripper_grasps_with_the_force_of_the_envelope():
+    words = ["robot=mujoco", "robot.realtime=false", "robot.cameras=[]"]
+    robot = open_robot(settings(*words, "robot.envelope={gripper_force: 7.0}"))
+    assert isinstance(robot, SafeRobot)
+    assert robot.inner._arm._jaw_force == 7.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_box_a_profile_and_single_limits_make_an_envelope():
     assert vars(make_envelope(BOX, limits="default", changes={})) == vars(Envelope(**CORNERS))
     assert vars(make_envelope(BOX, limits="first_run", changes={})) == vars(first_run(LOW, HIGH))
@@ -81,6 +88,32 @@ def test_a_franka_is_slow_at_first_and_takes_its_cameras_from_the_settings():
         open_robot(settings(*FRANKY, "robot.envelope={velocity: 50.0}"))
 
 
+def test_the_simulated_franka_is_on_this_machine_and_its_pictures_are_rendered():
+    pytest.importorskip("franky")
+    robot = open_robot(settings("robot=franky_sim"))
+    assert robot.info.name == "franky_sim" and robot.info.simulated
+    assert robot.info.cameras["exterior"].rendered
+    assert robot.info.tcp == "0.149 m from the flange"
+    with pytest.raises(ValueError, match="an arm that may be physical is robot=franky"):
+        open_robot(settings("robot=franky_sim", "robot.host=172.16.0.2"))
+    with pytest.raises(Exception, match="simulated"):  # it cannot be said of a physical arm
+        settings(*FRANKY, "robot.simulated=true")
+
+
+@pytest.mark.parametrize(
+    "camera, message",
+    [
+        ("{form: 0}", "unknown setting of camera exterior 'form'; did you mean 'from'?"),
+        ("{from: 0, height: 48, width: 64}", "camera exterior has no 'fps'"),
+        ("{from: 0, height: 48, width: 64, fps: 30, rendered: true}", "unknown setting of camera"),
+    ],
+)
+def test_a_camera_that_is_none_is_refused(camera, message):
+    pytest.importorskip("franky")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_robot(settings(*FRANKY, f"robot.cameras={{exterior: {camera}}}"))
+
+
 def test_a_remote_robot_is_asked_what_it_is():
     rig = network.Rig()
     with network.serving(rig.safe) as (_, port):
@@ -105,7 +138,7 @@ def test_an_option_is_another_word_for_a_setting():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--robot"], "--robot needs a name: one of franky, mujoco, remote"),
+        (["--robot"], "--robot needs a name: one of droid, franky, franky_sim, mujoco, remote"),
         (["--robot", "frankie"], "unknown robot 'frankie'; did you mean 'franky'?"),
         (["robot=franky"], "serve needs robot.arm=..., robot.host=..., robot.workspace=..."),
         (["robot=mujoco", "robot.speed=1"], "robot.speed"),

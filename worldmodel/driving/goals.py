@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from worldmodel.envs.robots.interface import CameraInfo, RobotInfo, RobotObservation
 
-FORMAT, VERSION = "worldmodel goal", 1
+FORMAT, VERSION = "worldmodel goal", 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class GoalSide:
 
     Attributes:
         camera: its name.
+        rendered: whether the picture was drawn, not seen, see `CameraInfo`.
         height: of the picture [pixels].
         width: of the picture.
         proprio: of the arm: position [m], extrinsic xyz Euler angles [rad], gripper.
@@ -39,6 +40,7 @@ class GoalSide:
     """
 
     camera: str
+    rendered: bool
     height: int
     width: int
     proprio: tuple[float, ...]
@@ -113,6 +115,7 @@ def capture_goal(
     image = observation.frames[camera].image
     side = GoalSide(
         camera=camera,
+        rendered=info.cameras[camera].rendered,
         height=image.shape[0],
         width=image.shape[1],
         proprio=tuple(observation.proprio.astype(float).tolist()),
@@ -168,7 +171,7 @@ def read_goal(
         return CapturedGoal(path.stem, image, None)
     if side.sha256 != picture_hash(image):
         raise ValueError(f"the picture {path} was changed after it was taken; take it again")
-    asked = {"camera": camera, "model_size": model_size, "crop": crop}
+    asked = {"camera": camera, "rendered": live.rendered, "model_size": model_size, "crop": crop}
     for name, value in asked.items():
         if getattr(side, name) != value:
             raise ValueError(
@@ -184,7 +187,7 @@ def _read_side(path: Path) -> GoalSide | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("another format or version")
+            raise ValueError("another format or version; take the goal again")
         for name in ("proprio", "joint_positions"):
             content[name] = tuple(float(value) for value in content[name])
             if len(content[name]) != 7 or not np.isfinite(content[name]).all():

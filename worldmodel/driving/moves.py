@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmodel.driving.reference import Pose, Reference, TwistLaw, way_between
+from worldmodel.driving.stillness import Stillness
 from worldmodel.envs.robots.interface import (
     MOVABLE,
     Command,
@@ -18,8 +19,8 @@ from worldmodel.envs.robots.interface import (
 from worldmodel.envs.robots.limits import Envelope
 
 REACHED_M = 0.01
-AT_REST = 1e-3  # [rad/s] of every joint
-SLACK_S = 5.0  # over the time that a move should take
+PROGRESS_M = 1e-3  # nearer by less is no progress
+SLACK_S = 5.0  # without progress; a simulated arm may be slower than its clock
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,18 @@ class Mover:
         reference = Reference(
             start, way_between([start, target]), begins_at=self.robot.now(), step_s=seconds
         )
-        until, refused = reference.ends_at + SLACK_S, "it is too far, or at a limit"
-        seq = observation.applied_seq + 1
+        until, nearest = reference.ends_at + SLACK_S, float(np.linalg.norm(offset))
+        refused = "it is too far, or at a limit"
+        seq, stillness = observation.applied_seq + 1, Stillness()
         while self.robot.now() < until:
             observation = self.look()
             if observation.state not in MOVABLE:
                 errors = ", ".join(observation.errors) or refused
                 raise RobotError(f"the arm is {observation.state} and not moving: {errors}")
             away = float(np.linalg.norm(observation.tcp_pos_base - target.position))
-            still = float(np.abs(observation.joint_velocities).max()) < AT_REST
+            if away < nearest - PROGRESS_M:
+                until, nearest = max(until, self.robot.now() + SLACK_S), away
+            still = stillness.sees(observation)
             if away < REACHED_M and still and self.robot.now() > reference.ends_at:
                 return self._fresh(since=observation.state_at)
             ack = self.robot.command(

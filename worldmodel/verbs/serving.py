@@ -145,8 +145,9 @@ def _limits(robot: "SafeRobot") -> list[str]:
     """Returns what an operator should know of a robot before anybody drives it."""
     info, allowed = robot.info, robot.envelope
     kind = "simulated, nothing physical moves" if info.simulated else "PHYSICAL, it will move"
+    cameras = [f"{n} (rendered)" if c.rendered else n for n, c in info.cameras.items()]
     return [
-        f"arm {info.arm} ({kind}); cameras: {', '.join(info.cameras) or 'none'}",
+        f"arm {info.arm} ({kind}); cameras: {', '.join(cameras) or 'none'}",
         f"box {list(allowed.workspace_low)} to {list(allowed.workspace_high)} m",
         f"at most {allowed.velocity:g} m/s, {allowed.angular_velocity:g} rad/s; to rest within "
         f"{100 * allowed.stopping_distance:.0f} cm",

@@ -16,7 +16,6 @@ from worldmodel.envs.robots.droid import DroidRobot
 from worldmodel.envs.robots.droid_format import (
     DroidCamera,
     droid_velocity,
-    tool_on_flange,
     within_range,
 )
 from worldmodel.envs.robots.interface import (
@@ -33,6 +32,7 @@ from worldmodel.envs.robots.kinematics import (
     matrix_to_quat_xyzw,
     rotation_of_vector,
     rotation_vector,
+    tool_on_flange,
 )
 from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.mujoco import MujocoRobot

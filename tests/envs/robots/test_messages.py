@@ -24,7 +24,10 @@ from worldmodel.envs.robots.wire import WireError, pack, unpack
 INFO = RobotInfo(
     name="fake",
     arm="panda",
-    cameras={"wrist": CameraInfo(4, 6, 30.0, optional=True), "exterior": CameraInfo(2, 2, 15.0)},
+    cameras={
+        "wrist": CameraInfo(4, 6, 30.0, optional=True),
+        "exterior": CameraInfo(2, 2, 15.0, rendered=True),
+    },
     control_hz=4.0,
     joint_limits=JointLimits(-np.arange(7.0), np.arange(7.0), np.ones(7)),
     gripper_width_m=0.08,
@@ -50,6 +53,7 @@ def observation(**changes):
         "applied_seq": -1,
         "state": RobotState.FAULT,
         "errors": ("reflex", "hand_lost"),
+        "reason": "expired",
     }
     return RobotObservation(**(fields | changes))
 
@@ -223,8 +227,8 @@ def test_a_picture_that_is_none_is_refused(frame):
 
 def test_another_protocol_is_named():
     _, message = MESSAGES["greeting"]
-    with pytest.raises(WireError, match=r"expected worldmodel-robot/1, got 'worldmodel-robot/2'"):
-        protocol.read_greeting(message | {"protocol": "worldmodel-robot/2"})
+    with pytest.raises(WireError, match=r"expected worldmodel-robot/2, got 'worldmodel-robot/1'"):
+        protocol.read_greeting(message | {"protocol": "worldmodel-robot/1"})
 
 
 def test_an_envelope_that_allows_too_much_is_refused():

@@ -468,6 +468,25 @@ def test_the_gripper_moves_at_its_speed_and_closed_on_nothing_holds_nothing(oper
     assert operator.look().gripper == pytest.approx(1.0, abs=0.02)  # None leaves it
 
 
+@pytest.mark.parametrize("force", [8.0, 15.0, 30.0])
+def test_the_gripper_grasps_with_the_force_that_it_may(force):
+    operator = Operator()
+    x, y, _ = operator.scene.data.body("red").xpos
+    operator.scene.teleport(np.array([x, y, 0.03]))
+    operator.robot = MujocoRobot(operator.scene, cameras={}, realtime=False, gripper_force=force)
+    operator.begin()
+    jaw = operator.scene.model.actuator("gripper").id
+    pulls = []
+    for gripper in (1.0, 0.0):
+        operator.tell("twist", [0] * 6, gripper=gripper)
+        for _ in range(500):
+            operator.robot.advance(0.002)
+            pulls.append(float(operator.scene.data.actuator_force[jaw]))
+    assert np.abs(pulls).max() < 1.05 * force
+    assert pulls[499] == pytest.approx(-force, rel=0.01)  # holds the cube with all of it
+    operator.robot.close()
+
+
 def test_a_cube_is_grasped_lifted_and_weighs_what_it_weighs():
     operator = Operator()
     x, y, _ = operator.scene.data.body("red").xpos

@@ -72,7 +72,7 @@ def start(tmp_path, clock):
         recorder.close()
 
 
-def observation(seq, *, at=100.0, state=RobotState.RUNNING, errors=(), size=(48, 64)):
+def observation(seq, *, at=100.0, state=RobotState.RUNNING, errors=(), reason=None, size=(48, 64)):
     rng = np.random.default_rng(seq)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     return RobotObservation(
@@ -90,6 +90,7 @@ def observation(seq, *, at=100.0, state=RobotState.RUNNING, errors=(), size=(48,
         applied_seq=seq - 1,
         state=state,
         errors=errors,
+        reason=reason,
     )
 
 
@@ -348,6 +349,11 @@ def test_trips_that_follow_each_other_are_kept_as_one(start, tmp_path, clock):
     [
         (lambda r: r.observation(observation(2, state=RobotState.HOLD)), ["hold"]),
         (
+            lambda r: r.observation(observation(2, state=RobotState.HOLD, reason="expired")),
+            ["hold: expired"],
+        ),
+        (lambda r: r.ack(ack(2, state=RobotState.HOLD, reason="seq_old")), []),
+        (
             lambda r: r.observation(observation(2, state=RobotState.FAULT, errors=("reflex",))),
             ["fault: reflex"],
         ),
@@ -370,6 +376,20 @@ def test_a_change_to_hold_or_fault_trips_once(start, tmp_path, happening, expect
     happening(recorder) if len(expected) == 0 else None
     recording = read_recording(tmp_path / "flight")
     assert [event["reason"] for event in recording.of("trip")] == expected
+
+
+def test_why_it_holds_is_said_by_the_observation_not_by_a_refusal_before_it(start, tmp_path):
+    recorder = start()
+    recorder.observation(observation(1))
+    recorder.ack(ack(2, state=RobotState.HOLD, reason="seq_old"))
+    recorder.observation(observation(2, state=RobotState.HOLD, reason="camera_stale:wrist"))
+    recorder.ack(ack(3))  # it goes on
+    recorder.observation(observation(3, reason="camera_stale:wrist"))
+    recorder.observation(observation(4, state=RobotState.HOLD, reason="expired"))
+    recording = read_recording(tmp_path / "flight")
+    reasons = [event["reason"] for event in recording.of("trip")]
+    assert reasons == ["hold: camera_stale:wrist", "hold: expired"]
+    assert [e["reason"] for e in recording.of("observation")][0] is None
 
 
 def test_closing_keeps_the_end_and_a_second_session_begins_anew(start, tmp_path):

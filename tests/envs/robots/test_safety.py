@@ -479,6 +479,7 @@ def test_an_expired_command_stops_the_arm_though_nobody_says_anything(rig):
     assert rig.speed > 0
     rig.run(1.0)
     assert (rig.safe.state, rig.safe.reason) == (RobotState.HOLD, "expired")
+    assert rig.safe.observe(max_age_s=1.0).reason == "expired"
     assert rig.speed == 0
     assert rig.fake.commands[-1].kind == "hold"
     way = np.linalg.norm(rig.fake.position - start)
@@ -814,6 +815,25 @@ def test_a_binary_gripper_has_hysteresis():
 
 
 # Stopping, and threads.
+
+
+def test_a_velocity_that_a_stop_overtakes_is_no_reason_to_hold(rig):
+    rig.start()
+    command, stopper = rig.fake.command, []
+
+    def command_after_a_stop(given):
+        stopper.append(threading.Thread(target=rig.safe.stop, kwargs={"reason": "operator"}))
+        stopper[0].start()
+        while not rig.fake.stops:  # the arm is told; the stop waits for this tick to end
+            time.sleep(0.001)
+        return command(given)
+
+    rig.fake.command = command_after_a_stop
+    rig.fake.refusing = "not_armed"
+    rig.safe.tick()
+    stopper[0].join()
+    assert (rig.safe.state, rig.safe.reason) == (RobotState.IDLE, "operator")
+    assert not [name for name in rig.safe.counters if "refused_by_robot" in name]
 
 
 def test_stop_disarms(rig):

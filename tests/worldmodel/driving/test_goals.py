@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -69,6 +70,7 @@ def test_a_goal_of_another_size_is_refused_with_both_sizes(robot, tmp_path: Path
     "changes, message",
     [
         ({"camera": "wrist"}, "taken with camera 'exterior' and the arm is driven with 'wrist'"),
+        ({"live": replace(LIVE, rendered=True)}, "rendered False and the arm is driven with True"),
         ({"model_size": 8}, "taken with model_size 4 and the arm is driven with 8"),
         ({"crop": "square"}, "taken with crop 'none' and the arm is driven with 'square'"),
     ],
@@ -77,9 +79,17 @@ def test_a_goal_taken_otherwise_is_refused(
     robot, tmp_path: Path, changes: dict, message: str
 ) -> None:
     capture(robot, tmp_path / "goal.png")
-    asked = {"camera": "exterior", **FIT} | changes
+    asked = {"camera": "exterior", "live": LIVE, **FIT} | changes
     with pytest.raises(ValueError, match=message):
-        read_goal(tmp_path / "goal.png", live=LIVE, **asked)
+        read_goal(tmp_path / "goal.png", **asked)
+
+
+def test_a_rendered_goal_is_none_for_a_camera(robot, tmp_path: Path) -> None:
+    live = replace(robot.info.cameras["exterior"], rendered=True)
+    capture(robot, tmp_path / "goal.png", info=replace(robot.info, cameras={"exterior": live}))
+    with pytest.raises(ValueError, match="taken with rendered True and the arm is driven with Fal"):
+        read_goal(tmp_path / "goal.png", camera="exterior", live=LIVE, **FIT)
+    read_goal(tmp_path / "goal.png", camera="exterior", live=live, **FIT)
 
 
 def test_a_changed_picture_is_noticed(robot, tmp_path: Path) -> None:
@@ -101,7 +111,7 @@ def test_a_picture_without_a_side_file_has_no_pose(robot, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda side: side | {"version": 2},
+        lambda side: side | {"version": 3},
         lambda side: side | {"proprio": [1, 2]},
         lambda side: side | {"proprio": [float("nan")] * 7},
         lambda side: {k: v for k, v in side.items() if k != "camera"},

@@ -31,6 +31,14 @@ def test_the_arm_goes_where_it_is_told_and_is_seen_there_at_rest(make_rig) -> No
         assert np.allclose(shown[:3], rig.fake.position, atol=1e-4)  # not from on the way
 
 
+def test_a_slow_arm_is_waited_for_as_long_as_it_comes_nearer(make_rig) -> None:
+    rig = make_rig(envelope={"velocity": 0.01})
+    home = rig.fake.position.copy()
+    make_mover(rig).move_by(np.array([0.1, 0.0, 0.0]))
+    assert rig.fake.now() > 108  # it began at 100; the move should have taken a second
+    assert np.linalg.norm(rig.fake.position - home - [0.1, 0.0, 0.0]) < 0.01
+
+
 def test_a_place_outside_of_the_workspace_is_refused_before_the_arm_moves(make_rig) -> None:
     rig = make_rig()
     with pytest.raises(RobotError, match="is outside of the workspace"):
