@@ -4,6 +4,7 @@ The library's own limits are not trusted: version 2.0 gives an FR3 those of the 
 """
 
 import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -17,6 +18,7 @@ franky = require("franky", extra="franka")
 
 STOPPED_MODES = {"Reflex": "reflex", "UserStopped": "user_stopped", "Other": "not_ready"}
 TOLERANCE_FRAME = 1e-6  # of a frame's numbers
+TAKEN_WITHIN_S = 1.0  # what was set is told by the arm
 TOLERANCE_RAD = 1e-3  # of joint limits, which descriptions round
 
 
@@ -143,9 +145,11 @@ def set_tool(robot: Any, tool: np.ndarray) -> None:
         robot.set_ee(on_nominal.ravel(order="F"))
     except franky.CommandException as error:
         raise RobotError(f"end effector frame refused: {error}") from error
-    taken = robot.state.F_T_EE.matrix
-    if np.abs(taken - tool).max() > TOLERANCE_FRAME:
-        raise RobotError(f"end effector frame: set {tool.tolist()}, but it is {taken.tolist()}")
+    deadline = time.monotonic() + TAKEN_WITHIN_S  # states that were under way tell the old one
+    while np.abs((taken := robot.state.F_T_EE.matrix) - tool).max() > TOLERANCE_FRAME:
+        if time.monotonic() > deadline:
+            raise RobotError(f"end effector frame: set {tool.tolist()}, but it is {taken.tolist()}")
+        time.sleep(0.01)
 
 
 def error_names(state: Any, *, aborted: bool) -> tuple[str, ...]:
