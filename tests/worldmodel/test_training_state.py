@@ -113,9 +113,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_run_of_an_earlier_version_is_not_started_anew_in_silence(tmp_path: Path) -> None:
     old = tmp_path / "state.pt"
     old.touch()
-    with pytest.raises(
-        ValueError, match="earlier version, .*delete .*state.pt"
-    ):
+    with pytest.raises(ValueError, match="earlier version, .*delete .*state.pt"):
         last(tmp_path)
     old.unlink()
     assert last(tmp_path) is None
