@@ -34,7 +34,7 @@ def tables() -> dict[str, str]:
         "summary": summary(benchmark) if benchmark else NOTHING,
         "results": results_table(benchmark["rows"]) if benchmark else NOTHING,
         "targets": targets_table(benchmark["targets"]) if benchmark else NOTHING,
-        "planning_sweep": sweep_table(planning["comparisons"]) if planning else NOTHING,
+        "planning_sweep": sweep_text(planning) if planning else NOTHING,
         "sweep": sweep_text(sweep) if sweep else NOTHING,
         "leaderboard": leaderboard().leaderboard_table(rows) if rows else NOTHING,
     }
