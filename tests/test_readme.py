@@ -77,7 +77,7 @@ def test_command_line_composes(words: list[str]) -> None:
     if verb == "--help":
         return
     cli = importlib.import_module("worldmodel.cli")
-    flags, words = cli.take_flags(verb, overrides)
+    flags, words = cli.take_flags(verb, cli.name_options(verb, overrides))
     assert flags <= set(cli.FLAGS.get(verb, {}))
     cli.compose(verb, cli.name_positional(verb, words))
 

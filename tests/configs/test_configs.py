@@ -171,6 +171,7 @@ OTHER_VALUES: dict[str, Any] = {
         "decay_steps": 5,
     },
     "workers": 3,
+    "executor": "ray",
     "goal": "goal.png",
     "dtype": "float16",
     "hz": 7.5,
@@ -267,6 +268,8 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
     ]
     makers = [recorder.return_value for place, (_, recorder) in recorders.items() if "job" in place]
     reached += [call.kwargs for maker in makers for call in maker.build.call_args_list]
+    clusters = [arguments["cluster"] for arguments in reached if arguments.get("cluster")]
+    reached += [{"executor": "ray", **vars(cluster)} for cluster in clusters]
     for name, value in settings.items():
         known = RENAMED.get(verb, {}).get(name, name)
         found = [plain(arguments[known]) for arguments in reached if known in arguments]
