@@ -61,12 +61,13 @@ def summary(benchmark: dict[str, Any]) -> str:
 
 def provenance(benchmark: dict[str, Any]) -> str:
     """Returns which weights were measured, with which code, where."""
-    machine = benchmark["machine"]
+    return f"Weights `{benchmark['checkpoint_sha256'][:12]}`. {measured_at(benchmark['machine'])}"
+
+
+def measured_at(machine: Mapping[str, Any]) -> str:
+    """Returns with which code something was measured, and where."""
     where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
-    return (
-        f"Weights `{benchmark['checkpoint_sha256'][:12]}`, commit "
-        f"`{(machine['git_commit'] or 'none')[:10]}`, {where}."
-    )
+    return f"Commit `{(machine['git_commit'] or 'none')[:10]}`, {where}."
 
 
 def success_text(benchmark: dict[str, Any]) -> str:
@@ -114,7 +115,7 @@ def _counted(row: Mapping[str, Any] | None) -> str | None:
 def sweep_text(sweep: dict[str, Any]) -> str:
     """Returns the table of the ablations, and which of them have not been measured."""
     missing = f"\nNot measured yet: {', '.join(sweep['missing'])}.\n" if sweep["missing"] else ""
-    return sweep_table(sweep["comparisons"]) + missing
+    return f"{sweep_table(sweep['comparisons'])}{missing}\n{measured_at(sweep['machine'])}\n"
 
 
 def leaderboard() -> Any:

@@ -24,7 +24,7 @@ from worldmodel.invocations import Executor, Invocation, Outcome
 from worldmodel.names import unknown
 from worldmodel.pipeline import Stage, plan_stages, read_stages
 from worldmodel.results import mcnemar_p_value, wilson_interval
-from worldmodel.runs import write_json
+from worldmodel.runs import describe_machine, write_json
 from worldmodel.tables import markdown_table, percent, write_csv
 
 BASE = "base"
@@ -317,7 +317,8 @@ def write_sweep(result: SweepResult, run: Path) -> None:
     """Writes sweep.json, sweep.csv and sweep.md."""
     run.mkdir(parents=True, exist_ok=True)
     comparisons = [asdict(comparison) for comparison in result.comparisons]
-    write_json(run / "sweep.json", {"comparisons": comparisons, "missing": list(result.missing)})
+    found = {"comparisons": comparisons, "missing": list(result.missing)}
+    write_json(run / "sweep.json", found | {"machine": describe_machine()})
     columns = [name for name in Comparison.__dataclass_fields__ if name != "wilson95"]
     write_csv(
         run / "sweep.csv",

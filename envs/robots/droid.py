@@ -224,9 +224,9 @@ class DroidRobot:
         with self._lock:
             if self._state is RobotState.DISCONNECTED:
                 return
-            logger.info("stopped: %s", reason)
             self._rest()
             if self._state in MOVABLE:
+                logger.info("stopped: %s", reason)
                 self._state = RobotState.IDLE
         self._link.hurry()
 

@@ -235,8 +235,8 @@ class FrankyRobot:
         with self._lock:
             if self._robot is None:
                 return
-            logger.info("stopped: %s", reason)
             if self._state in MOVABLE:
+                logger.info("stopped: %s", reason)
                 self._state = RobotState.IDLE
             try:
                 self._brake()

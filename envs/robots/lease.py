@@ -60,10 +60,14 @@ class Lease:
         self._heard_at = self._clock()
         return self.session, goes_on
 
-    def hear(self) -> None:
-        """Notes that the controller said something, so it knows its session."""
-        self._before = None
-        self._heard_at = self._clock()
+    def hear(self, session: str) -> None:
+        """Notes that the controller said something, so it knows its session.
+
+        What is left of a session that was taken over says nothing of the one who has it now.
+        """
+        if session == self.session:
+            self._before = None
+            self._heard_at = self._clock()
 
     @property
     def is_silent(self) -> bool:

@@ -319,10 +319,10 @@ class MujocoRobot:
     def _heed_stop(self) -> None:
         if self._stop_asked.is_set():
             self._stop_asked.clear()
-            logger.info("stopped: %s", self.stop_reason)
             self._active = None
             self._arm.halt_gripper()
             if self._state in MOVABLE:
+                logger.info("stopped: %s", self.stop_reason)
                 self._state = RobotState.IDLE
 
     def _fault(self, name: str, *, lasting: bool = False) -> None:

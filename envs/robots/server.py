@@ -94,7 +94,7 @@ class RobotServer:
         self._silence_s = silence_s
         self._lease = Lease(silence_s=silence_s, rearm_after_s=rearm_after_s, clock=clock)
         self._controller: ServerConnection | None = None
-        self._at_work = False  # on what the controller asked for last
+        self._at_work: str | None = None  # session whose controller waits for an answer
         self._open: Counter[str] = Counter()
         self._most = {CONTROL: math.inf, OBSERVE: max_observers, STOP: MAX_STOPPERS}
         self._workers = {
@@ -179,7 +179,7 @@ class RobotServer:
         """Drops a controller that is not heard, and disarms the robot that nobody controls."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._at_work:
+            if self._at_work is not None:
                 continue
             if self._controller is not None and self._lease.is_silent:
                 self.counters["lost"] += 1
@@ -254,16 +254,16 @@ class RobotServer:
                     return
                 if self._lease.is_overdue:
                     await self._disarm("controller_lost")
-                self._lease.hear()
-                self._at_work = True
+                self._lease.hear(session)
+                self._at_work = session
             try:
                 reply, fits = await loop.run_in_executor(
                     self._workers[path], self._service.reply, frame, asks, received_at
                 )
             finally:
                 if session is not None:
-                    self._at_work = False
-                    self._lease.hear()
+                    self._at_work = None if self._at_work == session else self._at_work
+                    self._lease.hear(session)
             await connection.send(reply)
             if not fits:
                 await connection.close(CloseCode.POLICY_VIOLATION, "refused")

@@ -41,7 +41,9 @@ def test_who_shows_its_session_takes_it_over_and_gets_another(lease):
     assert lease.is_free(shown=first)
     second, goes_on = lease.take(shown=first)
     assert goes_on and second != first and lease.session == second
-    lease.hear()
+    lease.hear(first)  # an answer that was still under way when it was taken over
+    assert lease.is_free(shown=first)
+    lease.hear(second)
     assert not lease.is_free(shown=first)
     lease.give_back(first)  # the old connection ends at last
     assert lease.session == second
@@ -50,7 +52,7 @@ def test_who_shows_its_session_takes_it_over_and_gets_another(lease):
 @pytest.mark.parametrize("given_back", [True, False])
 def test_who_never_learnt_its_new_session_shows_the_old_one_again(lease, given_back):
     first, _ = lease.take(shown=None)
-    lease.hear()
+    lease.hear(first)
     for _ in range(3):  # the network is cut each time before the greeting arrives
         lost, goes_on = lease.take(shown=first)
         assert goes_on and lost != first
@@ -58,7 +60,7 @@ def test_who_never_learnt_its_new_session_shows_the_old_one_again(lease, given_b
             lease.give_back(lost)
     second, goes_on = lease.take(shown=lost)  # this greeting arrived, the question after it did not
     assert goes_on
-    lease.hear()
+    lease.hear(second)
     assert not lease.is_free(shown=first) and not lease.is_free(shown=lost)
     lease.give_back(second)
     assert not lease.take(shown=lost)[1]
@@ -102,11 +104,12 @@ def test_a_stranger_does_not_go_on(lease):
 
 
 def test_silence_counts_from_the_last_word(lease, clock):
-    lease.take(shown=None)
+    session, _ = lease.take(shown=None)
     clock.now += 1.4
-    lease.hear()
+    lease.hear(session)
     clock.now += 1.4
     assert not lease.is_silent
+    lease.hear("a" * 32)  # of somebody else
     clock.now += 0.2
     assert lease.is_silent and not lease.is_overdue
 
