@@ -124,6 +124,11 @@ class LatentCache:
         """Number of episodes."""
         return len(self.ids)
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The camera it is of, as `LatentViews` has several."""
+        return (self.recipe.camera,)
+
     def __reduce__(self) -> tuple[type["LatentCache"], tuple[Path, str]]:
         """Pickles as its path, so that a worker process maps the files instead of copying them."""
         return LatentCache, (self.path, self.key)

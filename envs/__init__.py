@@ -71,7 +71,8 @@ def make(
         variation: What differs from episode to episode, such as ``mild``; see
             `worldmodel.envs.variation`.
         image_size: Side of the observed images [pixels].
-        camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``.
+        camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``; or several
+            of them, such as ``exterior+wrist``, whose images are then (V, size, size, 3).
         backend: Which renderer draws: ``gl``, ``ray``, or ``auto`` (gl where OpenGL works).
         control_hz: Steps per simulated second.
         render_mode: ``rgb_array`` lets ``env.render()`` return a larger image, None does not.

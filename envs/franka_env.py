@@ -17,6 +17,7 @@ from worldmodel.envs.tasks import Task, make_task
 from worldmodel.envs.varied import apply
 from worldmodel.envs.waypoints import Follow
 from worldmodel.pose import ACTION_SIZE, GRIPPER
+from worldmodel.views import camera_names, side_by_side
 
 MAX_ACTION = np.array([0.075] * 3 + [0.15] * 3 + [1.0], np.float32)
 """Largest change of proprio in one step: [m], [rad], gripper."""
@@ -35,7 +36,7 @@ class Subgoal:
 
     Attributes:
         name: Name of the stage, such as "grasp".
-        image: uint8 RGB (size, size, 3).
+        image: uint8 RGB (size, size, 3), or (V, size, size, 3) of V cameras.
         proprio: Measured proprio (7,) float32.
         features: True state (n,), see `FrankaEnv.features`; no planner should look.
         max_steps: Control steps after which a controller should go on to the next stage.
@@ -51,8 +52,9 @@ class Subgoal:
 class FrankaEnv(gymnasium.Env):
     """Move a simulated Franka arm until the scene looks like the goal image.
 
-    Observation: ``image`` and ``goal_image`` (size, size, 3) uint8 RGB, ``proprio`` and
-    ``goal_proprio`` (7,) float32; the arrays are the caller's to keep.
+    Observation: ``image`` and ``goal_image`` (size, size, 3) uint8 RGB, with several cameras
+    (V, size, size, 3); ``proprio`` and ``goal_proprio`` (7,) float32; the arrays are the caller's
+    to keep.
 
     Action: (7,), the change of proprio (`worldmodel.pose`) over one step, added to the last
     command. Finite values beyond `MAX_ACTION` are clipped to it.
@@ -96,7 +98,8 @@ class FrankaEnv(gymnasium.Env):
             variation: What differs from episode to episode, such as ``mild``; see
                 `worldmodel.envs.variation`.
             image_size: Side of the observed images [pixels].
-            camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``.
+            camera: Which camera is observed: ``exterior``, ``exterior_right`` or ``wrist``; or
+                several of them, such as ``exterior+wrist``.
             backend: Which renderer draws: ``gl``, ``ray``, or ``auto`` (gl where OpenGL works).
             control_hz: Steps per simulated second.
             render_mode: ``rgb_array`` or None.
@@ -107,7 +110,9 @@ class FrankaEnv(gymnasium.Env):
             ValueError: For an unknown name, a bad size or rate; names the nearest.
             RuntimeError: For ``gl`` where OpenGL does not work.
         """
-        _check_camera(camera)
+        self._cameras = camera_names(camera)
+        for name in self._cameras:
+            _check_camera(name)
         for name, size in (("image_size", image_size), ("render_size", render_size)):
             if not 1 <= size <= franka.MAX_IMAGE_SIZE:
                 raise ValueError(f"{name} must be 1 to {franka.MAX_IMAGE_SIZE} pixels, got {size}")
@@ -137,7 +142,8 @@ class FrankaEnv(gymnasium.Env):
         self.goal_rejections = 0
         """Starts drawn again since the environment was made."""
 
-        image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        views = (len(self._cameras),) if len(self._cameras) > 1 else ()
+        image = gymnasium.spaces.Box(0, 255, (*views, image_size, image_size, 3), np.uint8)
         low = np.array([-2.0] * 3 + [-np.pi, -np.pi / 2, -np.pi] + [0.0])
         high = np.array([2.0] * 3 + [np.pi, np.pi / 2, np.pi] + [1.0])
         proprio = gymnasium.spaces.Box(
@@ -264,7 +270,7 @@ class FrankaEnv(gymnasium.Env):
     def _subgoal(self, name: str, arm: Arm, *, steps: int) -> Subgoal:
         return Subgoal(
             name=name,
-            image=self._draw(arm, self.camera, self.image_size),
+            image=self._look(arm, self.image_size),
             proprio=arm.proprio,
             features=self._features(arm),
             max_steps=2 * steps + _STAGE_MARGIN,
@@ -291,10 +297,13 @@ class FrankaEnv(gymnasium.Env):
         return self._observation(), -info["distance"], terminated, False, info
 
     def render(self) -> np.ndarray | None:
-        """Return a larger image (render_size, render_size, 3) uint8 RGB, None without a mode."""
+        """Return a larger image (render_size, render_size, 3) uint8 RGB, None without a mode.
+
+        With several cameras their pictures side by side.
+        """
         if self.render_mode is None:
             return None
-        return self._draw(self._arm, self.camera, self.render_size)
+        return side_by_side(self._look(self._arm, self.render_size))
 
     def view(self, camera: str, *, size: int | None = None) -> np.ndarray:
         """Return what any camera sees now, uint8 RGB (size, size, 3); default `image_size`.
@@ -311,6 +320,10 @@ class FrankaEnv(gymnasium.Env):
             renderer.close()
         self._renderers.clear()
 
+    def _look(self, arm: Arm, size: int) -> np.ndarray:
+        images = [self._draw(arm, camera, size) for camera in self._cameras]
+        return np.stack(images) if len(images) > 1 else images[0]
+
     def _draw(self, arm: Arm, camera: str, size: int) -> np.ndarray:
         if size not in self._renderers:  # lazily: OpenGL must start in the process that draws
             self._renderers[size] = cameras.make_renderer(
@@ -320,7 +333,7 @@ class FrankaEnv(gymnasium.Env):
 
     def _observation(self) -> dict[str, np.ndarray]:
         return {
-            "image": self._draw(self._arm, self.camera, self.image_size),
+            "image": self._look(self._arm, self.image_size),
             "proprio": self._disturbance.proprio(self._arm.proprio, self._disturbance_rng),
             "goal_image": self.subgoals[-1].image.copy(),
             "goal_proprio": self.subgoals[-1].proprio.copy(),

@@ -38,6 +38,7 @@ class TurnedWorld:
             )
         self.world = world
         self.rotation = matrix.float()
+        self.num_views = getattr(world, "num_views", 1)
         self.control_hz = getattr(world, "control_hz", None)
         self.action_limit = getattr(world, "action_limit", None)
 

@@ -119,7 +119,8 @@ class MPC:
         """Builds the controller.
 
         Args:
-            world: encodes images and imagines plans.
+            world: encodes images and imagines plans. One with a `num_views` above 1 is shown
+                images (V, height, width, 3), here and in goals.
             planner: searches for plans.
             plan_bounds: actions the planner may imagine as one model step.
             step_bounds: actions the arm may execute in one control step. Each axis goes from below
@@ -155,6 +156,7 @@ class MPC:
         if gripper_snap is not None and not gripper_snap >= 0:
             raise ValueError(f"gripper_snap must be at least 0, got {gripper_snap}")
         self.world = world
+        self.num_views: int = getattr(world, "num_views", 1)
         self.planner = planner
         self.plan_bounds = plan_bounds
         self.step_bounds = step_bounds
@@ -205,9 +207,9 @@ class MPC:
         if empty:
             raise ValueError(f"arms {empty} have a goal of no images; give each at least one")
         flat = [goal for sequence in goals for goal in sequence]
-        size = flat[0].image.shape[:2]
+        size = flat[0].image.shape[-3:-1]
         for goal in flat:
-            check_image("goal image", goal.image, size=size)
+            check_image("goal image", goal.image, views=self.num_views, size=size)
         latents = self._encode(np.stack([goal.image for goal in flat]))[:, 0]  # (K, N, D)
         require_finite("goal latents", latents)
         stages = [
@@ -218,7 +220,7 @@ class MPC:
             own, stages = tuple(stages[: len(sequence)]), stages[len(sequence) :]
             self._arms[i] = self._arms[i].heading_for(own)
 
-    def set_goal(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    def set_goal(self, image: UInt8[np.ndarray, "*views height width 3"]) -> None:
         """Sets one image as the goal of the only arm.
 
         Raises:
@@ -234,7 +236,7 @@ class MPC:
     @torch.inference_mode()
     def act(
         self,
-        images: UInt8[np.ndarray, "arm height width 3"],
+        images: UInt8[np.ndarray, "arm *views height width 3"],
         proprio: Float[np.ndarray, "arm proprio"],
         *,
         arms: Sequence[int] | None = None,
@@ -263,7 +265,7 @@ class MPC:
         if aimless:
             raise ValueError(f"arms {aimless} have no goal; call set_goals before act")
         for arm in states:
-            check_image("images", images, batch=True, size=arm.stages[0].size)
+            check_image("images", images, batch=True, views=self.num_views, size=arm.stages[0].size)
         _check_number("images", len(images), chosen)
         under_way = [NO_ACTIONS] * len(chosen) if committed is None else list(committed)
         _check_number("committed", len(under_way), chosen)
@@ -331,7 +333,7 @@ class MPC:
     @torch.inference_mode()
     def problem(
         self,
-        images: UInt8[np.ndarray, "context height width 3"],
+        images: UInt8[np.ndarray, "context *views height width 3"],
         proprio: Float[np.ndarray, "context proprio"],
         *,
         committed: Float[np.ndarray, "_ action"] = NO_ACTIONS,
@@ -349,7 +351,7 @@ class MPC:
         if self.num_arms != 1 or not self._arms[0].stages:
             raise ValueError("problem is for one arm with a goal; call set_goal first")
         (arm,) = self._arms
-        check_image("images", images, batch=True, size=arm.stages[0].size)
+        check_image("images", images, batch=True, views=self.num_views, size=arm.stages[0].size)
         measured = _proprio_tensor(proprio, num_arms=len(images))
         context = []
         for k in range(len(images)):  # one by one, as `act` saw them

@@ -22,17 +22,17 @@ class GoalImage:
     """One image to reach.
 
     Attributes:
-        image: (height, width, 3) RGB.
+        image: (height, width, 3) RGB, or (V, height, width, 3) for a model of V views.
         max_steps: control steps after which an arm goes on to the next image; None waits for the
             energy. The last image of a sequence stays whatever this says.
     """
 
-    image: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "*views height width 3"]
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is no uint8 RGB image, and a limit below one step."""
-        check_image("goal image", self.image)
+        check_image("goal image", self.image, views=len(self.image) if self.image.ndim == 4 else 1)
         if self.max_steps is not None:
             require_count("max_steps of a goal image", self.max_steps, low=1)
 
@@ -110,7 +110,12 @@ class SwitchRule:
 
 
 def check_image(
-    name: str, image: np.ndarray, *, batch: bool = False, size: tuple[int, ...] | None = None
+    name: str,
+    image: np.ndarray,
+    *,
+    batch: bool = False,
+    views: int = 1,
+    size: tuple[int, ...] | None = None,
 ) -> None:
     """Raises unless `image` is uint8 RGB (height, width, 3), of `size` (height, width) if given.
 
@@ -118,6 +123,7 @@ def check_image(
         name: what to call it in the message.
         image: what to check.
         batch: whether the array holds a batch of images (B, height, width, 3).
+        views: of a model of several views, how many: an image is (V, height, width, 3) then.
         size: the expected size.
 
     Raises:
@@ -126,8 +132,9 @@ def check_image(
     """
     if image.dtype != np.uint8:
         raise TypeError(f"{name} must be uint8 RGB in [0, 255], got {image.dtype}")
-    if image.ndim != 3 + batch or image.shape[-1] != 3:
-        shape = "(B, height, width, 3)" if batch else "(height, width, 3)"
+    leading = image.shape[batch:-3]
+    if image.ndim < 3 + batch or image.shape[-1] != 3 or leading != ((views,) if views > 1 else ()):
+        shape = f"({'B, ' * batch}{f'{views}, ' * (views > 1)}height, width, 3)"
         raise ValueError(f"{name} must have shape {shape}, got {image.shape}")
     if size is not None and image.shape[-3:-1] != size:
         raise ValueError(

@@ -10,6 +10,8 @@ import torch
 
 from worldmodel.envs.expert import make_policy
 from worldmodel.fleet import Arms, Body, Fleet, Start, View, reset, step
+from worldmodel.jepa import JEPA
+from worldmodel.joined_views import joined
 from worldmodel.planners.camera_rotation import TurnedWorld
 from worldmodel.planners.energy import latent_l1
 from worldmodel.planners.gate import Gate
@@ -19,6 +21,7 @@ from worldmodel.planners.subgoals import GoalImage, SwitchRule
 from worldmodel.pose import ACTION_SIZE
 from worldmodel.results import EpisodeResult, Switch
 from worldmodel.training import Precision, autocast
+from worldmodel.views import side_by_side
 
 if TYPE_CHECKING:
     from worldmodel.envs.franka_env import Subgoal
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 Look = Callable[["View | Subgoal"], np.ndarray]
-"""What the controller is shown of a view, and of a sub-goal: uint8 (height, width, 3)."""
+"""What the controller is shown of a view, and of a sub-goal: uint8 (height, width, 3) or, with
+several cameras, (V, height, width, 3)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ def make_controller(
         raise ValueError(
             f"planner.limits must have {ACTION_SIZE} values ({', '.join(AXES)}), got {len(limits)}"
         )
+    if isinstance(world, JEPA):
+        world = joined(world)
     if settings.camera_rotation is not None:
         world = TurnedWorld(world, settings.camera_rotation)
     searched = [x if axis in settings.axes else 0.0 for axis, x in zip(AXES, limits, strict=True)]
@@ -122,7 +128,7 @@ def make_controller(
 
 
 def camera(seen: "View | Subgoal") -> np.ndarray:
-    """Returns what the camera shows: what a world model is given."""
+    """Returns what the cameras show: what a world model is given."""
     return seen.image
 
 
@@ -229,7 +235,9 @@ def redraw(env: gymnasium.Env, episode: EpisodeResult) -> EpisodeResult:
         )
     goals = start.subgoals if len(episode.stage_names) > 1 else start.subgoals[-1:]
     return replace(
-        episode, frames=np.stack(frames), goal_images=np.stack([goal.image for goal in goals])
+        episode,
+        frames=np.stack(frames),
+        goal_images=np.stack([side_by_side(goal.image) for goal in goals]),
     )
 
 

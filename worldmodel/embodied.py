@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import Source
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import JoinedViews
 from worldmodel.pose import GRIPPER
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.validation.held_out import HeldOut
@@ -32,7 +34,7 @@ class Embodied:
         embodiment: Whose actions and proprio are meant.
     """
 
-    def __init__(self, world: JEPA, embodiment: str):
+    def __init__(self, world: JEPA | JoinedViews, embodiment: str):
         self.world, self.embodiment = world, embodiment
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -76,7 +78,9 @@ class EmbodiedHeldOut(HeldOut):
         return np.diff(self.proprio.astype(np.float64), axis=1)
 
 
-def read_joints(source: Source, cache: LatentCache, ids: Sequence[int]) -> dict[int, np.ndarray]:
+def read_joints(
+    source: Source, cache: LatentCache | LatentViews, ids: Sequence[int]
+) -> dict[int, np.ndarray]:
     """Returns measured joints [rad] and gripper, float32 (rows, joints + 1), of cached rows.
 
     Raises:

@@ -28,6 +28,7 @@ from worldmodel.envs.cameras import Backend
 from worldmodel.episode_log import EpisodeLog
 from worldmodel.fleet import Fleet, Scene
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import check_cameras
 from worldmodel.metrics import write_numbers
 from worldmodel.oracle import run_oracle
 from worldmodel.planners.mpc import MPC
@@ -77,7 +78,7 @@ def evaluate(
         episodes: How many episodes; their seeds are drawn from `seed`.
         steps: Control steps per episode; None takes the task's own number.
         seed: Seed of the evaluation.
-        camera: Camera the planner sees.
+        camera: Camera the planner sees; all that the model sees, joined by "+".
         backend: Renderer: "auto", "gl" or "ray".
         device: Where the model runs.
         num_envs: Arms planned for in one batch; 1 with a deadline, which is one arm's.
@@ -109,6 +110,7 @@ def evaluate(
     if settings.deadline_ms is not None and num_envs > 1:
         print("planner.deadline_ms is the time of one arm: num_envs is 1 instead", flush=True)
         num_envs = 1
+    check_cameras(world, camera)
     where = select_device(device)
     world = world.to(where)
     scene = Scene(

@@ -111,7 +111,7 @@ def continued(
         if state_head:
             head = copy.deepcopy(start.state_head)
             if head is None:
-                tokens = predictor.grid_size[0] * predictor.grid_size[1]
+                tokens = predictor.num_views * predictor.grid_size[0] * predictor.grid_size[1]
                 head = StateHead(latent_dim=predictor.latent_dim, num_tokens=tokens)
                 head.set_scales(proprio.flatten(0, 1))
             head.requires_grad_(True)
@@ -139,6 +139,7 @@ def check_fits(
     name: str,
     *,
     job: LatentJob,
+    num_views: int,
     hz: float,
     rate_was_chosen: bool,
     proprio: Float[Tensor, "windows frames 7"],
@@ -149,6 +150,7 @@ def check_fits(
         start: The model.
         name: What people call it.
         job: What the latents are of.
+        num_views: Cameras they are of.
         hz: Their rate [Hz].
         rate_was_chosen: Whether that rate was asked for, and did not just come with the recordings.
         proprio: Poses of windows of consecutive rows.
@@ -162,12 +164,14 @@ def check_fits(
         "merge": job.encode.merge,
         "pool": job.recipe.pool,
         "crop": job.encode.crop,
+        "the number of cameras": num_views,
     }
     theirs = {
         "encoder": checkpoint.fingerprint(start.encoder),
         "merge": start.merge,
         "pool": start.pool,
         "crop": start.crop,
+        "the number of cameras": start.predictor.num_views,
     }
     wrong = [f"{k} is {ours[k]}, the model's {theirs[k]}" for k in ours if ours[k] != theirs[k]]
     if wrong:

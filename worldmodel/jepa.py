@@ -111,16 +111,17 @@ class JEPA(nn.Module):
                 f"image_size={image_size} must be a multiple of patch_size={encoder.patch_size} "
                 f"times merge={merge}" + (f" times pool={pool}" if pool > 1 else "")
             )
-        latent_shape = ((side // merge // pool) ** 2, encoder.embed_dim * merge**2)
+        num_tokens, latent_dim = (side // merge // pool) ** 2, encoder.embed_dim * merge**2
         expected = (predictor.grid_size[0] * predictor.grid_size[1], predictor.latent_dim)
-        if latent_shape != expected:
+        if (num_tokens, latent_dim) != expected:
             raise ValueError(
-                f"the encoder gives {latent_shape[0]} tokens of size {latent_shape[1]} a frame, but"
+                f"the encoder gives {num_tokens} tokens of size {latent_dim} a frame, but"
                 f" the predictor takes {expected[0]} of size {expected[1]}"
             )
-        if state_head is not None and (state_head.num_tokens, state_head.latent_dim) != expected:
+        seen = (predictor.num_views * num_tokens, latent_dim)  # of all views at one moment
+        if state_head is not None and (state_head.num_tokens, state_head.latent_dim) != seen:
             raise ValueError(
-                f"the predictor takes {expected[0]} tokens of size {expected[1]} a frame, but the "
+                f"the predictor takes {seen[0]} tokens of size {seen[1]} a frame, but the "
                 f"state head {state_head.num_tokens} of size {state_head.latent_dim}"
             )
         self.encoder = encoder
@@ -133,8 +134,8 @@ class JEPA(nn.Module):
         self.control_hz = control_hz
         self.crop: Crop = crop
         self.action_limit = tuple(float(x) for x in action_limit) if action_limit else None
-        self.register_buffer("latent_mean", torch.zeros(latent_shape if standardise else ()))
-        self.register_buffer("latent_std", torch.ones(latent_shape if standardise else ()))
+        self.register_buffer("latent_mean", torch.zeros(seen if standardise else ()))
+        self.register_buffer("latent_std", torch.ones(seen if standardise else ()))
 
     @property
     def device(self) -> torch.device:
@@ -146,8 +147,8 @@ class JEPA(nn.Module):
 
         Args:
             frames: RGB as uint8 (B, T, height, width, 3), cut and resized by `crop` if they have
-                another size; or as float (B, T, 3, height, width) already normalised. With several
-                views (B, T, V, ...): latents are then (B, T, V, N, D).
+                another size; or as float (B, T, 3, height, width) already normalised. Of a model
+                with several views (B, T, V, ...): latents are then (B, T, V, N, D).
 
         Raises:
             ValueError: The frames have another shape or size than the model takes.
@@ -158,9 +159,13 @@ class JEPA(nn.Module):
         self._check_frames(frames)
         pixels = frames.to(self.device).flatten(0, -4)
         latents = encode_frames(self.encoder, pixels, self.merge, self.pool)
+        latents = latents.unflatten(0, tuple(frames.shape[:-3]))
         if self.standardise:
-            latents = (latents - self.latent_mean) / self.latent_std
-        return latents.unflatten(0, tuple(frames.shape[:-3]))
+            mean, std = self.latent_mean, self.latent_std
+            if latents.ndim == 5:  # each view has its own
+                mean, std = (scale.unflatten(0, (latents.shape[2], -1)) for scale in (mean, std))
+            latents = (latents - mean) / std
+        return latents
 
     def _fit(self, frames: Tensor) -> Tensor:
         pixels = frames.flatten(0, -4).cpu().numpy()
@@ -168,16 +173,16 @@ class JEPA(nn.Module):
         return torch.from_numpy(fitted).unflatten(0, tuple(frames.shape[:-3]))
 
     def _check_frames(self, frames: Tensor) -> None:
-        size = self.image_size
+        size, views = self.image_size, self.predictor.num_views
         if frames.dtype == torch.uint8:
-            expected = f"(batch, frames, {size}, {size}, 3)"
-            fits = frames.ndim in (5, 6) and frames.shape[-3:] == (size, size, 3)
+            picture = (size, size, 3)
         elif frames.is_floating_point():
-            expected = f"(batch, frames, 3, {size}, {size})"
-            fits = frames.ndim in (5, 6) and frames.shape[-3:] == (3, size, size)
+            picture = (3, size, size)
         else:
             raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
-        if not fits:
+        moment = (views, *picture) if views > 1 else picture
+        if frames.ndim != 2 + len(moment) or frames.shape[2:] != moment:
+            expected = f"(batch, frames, {', '.join(map(str, moment))})"
             raise ValueError(
                 f"{frames.dtype} frames must have shape {expected} for this model, "
                 f"got {tuple(frames.shape)}; resize them to {size}x{size} pixels first"

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import LatentJob
@@ -23,6 +24,7 @@ def new_world(
     build_predictor: Callable[..., ActionConditionedPredictor | AdaLNPredictor],
     *,
     job: LatentJob,
+    num_views: int,
     hz: float,
     proprio: Float[Tensor, "n frames 7"],
     state_head: bool,
@@ -32,21 +34,35 @@ def new_world(
     """Returns a world model with its first weights, on the frozen encoder of a job.
 
     Args:
-        build_predictor: Makes the predictor, given `latent_dim` and `grid_size`.
+        build_predictor: Makes the predictor, given `latent_dim` and `grid_size`, and `num_views`
+            where there are several.
         job: What the latents are of.
+        num_views: Cameras seen at once.
         hz: Their rate [Hz].
         proprio: Poses of training windows, which say how far one step goes.
         state_head: Whether it has one.
         standardise: Whether latents are standardised.
         seed: Of the weights.
+
+    Raises:
+        ValueError: The predictor takes one view only.
     """
+    views = {}
+    if num_views > 1:
+        if getattr(build_predictor, "func", build_predictor) is AdaLNPredictor:
+            raise ValueError(
+                "an AdaLNPredictor sees one camera; use predictor=mini, small or vjepa2_ac for "
+                "several"
+            )
+        views = {"num_views": num_views}
     encoder, merge, pool = job.encode.encoder, job.encode.merge, job.recipe.pool
     side = job.encode.image_size // encoder.patch_size // merge // pool
     latent_dim = encoder.embed_dim * merge**2
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        predictor = build_predictor(latent_dim=latent_dim, grid_size=(side, side))
-        head = StateHead(latent_dim=latent_dim, num_tokens=side**2) if state_head else None
+        predictor = build_predictor(latent_dim=latent_dim, grid_size=(side, side), **views)
+        tokens = num_views * side**2
+        head = StateHead(latent_dim=latent_dim, num_tokens=tokens) if state_head else None
     steps = action_between(proprio[:, :-1], proprio[:, 1:]).abs().flatten(0, 1)
     world = JEPA(
         encoder=encoder,
@@ -69,7 +85,7 @@ def new_world(
 def freeze_unused(
     predictor: ActionConditionedPredictor | AdaLNPredictor, embodiment: str = END_EFFECTOR
 ) -> None:
-    """Freezes what windows of an embodiment and one camera never use: DDP need not look for it.
+    """Freezes what windows of an embodiment never use: DDP need not look for it.
 
     A predictor owns it because published checkpoints carry it, or for other embodiments.
     """
@@ -84,7 +100,10 @@ def freeze_unused(
 
 @torch.no_grad()
 def set_input_scales(
-    world: JEPA, cache: LatentCache, ids: Sequence[int], proprio: Float[Tensor, "n frames 7"]
+    world: JEPA,
+    cache: LatentCache | LatentViews,
+    ids: Sequence[int],
+    proprio: Float[Tensor, "n frames 7"],
 ) -> None:
     """Sets latent statistics over the episodes `ids`, and pose and action scales from windows."""
     moments = cache.moments(ids)

@@ -11,11 +11,13 @@ from worldmodel.envs.cameras import Backend
 from worldmodel.fleet import Arms, Scene, View
 from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import check_cameras
 from worldmodel.planners.mpc import Decision
 from worldmodel.report import write_filmstrip, write_video
 from worldmodel.results import EpisodeResult
 from worldmodel.runs import write_json
 from worldmodel.training import select_device
+from worldmodel.views import side_by_side
 
 
 def plan(
@@ -40,20 +42,22 @@ def plan(
         run: Folder of the results.
         task: Name of the task.
         variation: Name of the variation of the scene, see `worldmodel.envs.make`.
-        goal: An image file to reach; None takes the sub-goals of the episode.
+        goal: An image file to reach, or one of each camera, joined by "+"; None takes the sub-goals
+            of the episode.
         steps: Control steps; None takes the task's own number.
         seed: Seed of the episode.
-        camera: Camera the planner sees.
+        camera: Camera the planner sees; all that the model sees, joined by "+".
         backend: Renderer: "auto", "gl" or "ray".
         device: Where the model runs.
 
     Raises:
         FileNotFoundError: There is no goal image.
-        ValueError: The goal image is not of the model's size.
+        ValueError: The goal image is not of the model's size, or there are too many or too few.
     """
+    check_cameras(world, camera)
     where = select_device(device)
     world = world.to(where)
-    goal_image = None if goal is None else read_goal(goal, world=world)
+    goal_image = None if goal is None else read_goals(goal, world=world)
     scene = Scene(
         task=task,
         variation=variation,
@@ -91,7 +95,7 @@ def plan(
     if goal_image is not None:
         # The simulator's own goal is another one: its distance and success mean nothing here.
         unknown = np.full_like(episode.distances, np.nan)
-        drawn = replace(drawn, goal_images=goal_image[None], distances=unknown)
+        drawn = replace(drawn, goal_images=side_by_side(goal_image)[None], distances=unknown)
     write_video(run / "episode.mp4", drawn)
     write_filmstrip(run / "filmstrip.png", drawn)
     write_json(
@@ -108,6 +112,25 @@ def plan(
         },
     )
     return episode
+
+
+def read_goals(path: Path, *, world: JEPA) -> np.ndarray:
+    """Returns a goal as the model sees it: (size, size, 3), or (V, size, size, 3) of V cameras.
+
+    Args:
+        path: An image file; of a model of several cameras their files, joined by "+".
+        world: The model.
+    """
+    views = world.predictor.num_views
+    if views == 1:
+        return read_goal(path, world=world)
+    files = [Path(name) for name in str(path).split("+")]
+    if len(files) != views:
+        raise ValueError(
+            f"this model sees {views} cameras at once, and goal={path} names {len(files)} image "
+            "file(s); name one of each camera, joined by +, such as goal=front.png+wrist.png"
+        )
+    return np.stack([read_goal(file, world=world) for file in files])
 
 
 def read_goal(path: Path, *, world: JEPA) -> np.ndarray:

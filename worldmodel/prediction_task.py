@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import WindowIndex
 from worldmodel.embodied import Embodied
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import joined
 from worldmodel.losses import DISTANCES, Distance, prediction_loss, state_loss
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
 from worldmodel.task import Batch, Draw, Evaluate, Task
@@ -60,7 +62,7 @@ class Windows:
 
     def __init__(
         self,
-        cache: LatentCache,
+        cache: LatentCache | LatentViews,
         ids: Sequence[int],
         *,
         dt: float,
@@ -128,8 +130,10 @@ class PredictorLosses(nn.Module):
     ):
         super().__init__()
         self.predictor, self.state_head = world.predictor, world.state_head
-        self._spoken = (world if embodiment == END_EFFECTOR else Embodied(world, embodiment),)
-        self._world = (world,)  # in a tuple, so that the frozen encoder does not become a part
+        seen = joined(world)
+        # In tuples, so that the frozen encoder does not become a part.
+        self._spoken = (seen if embodiment == END_EFFECTOR else Embodied(seen, embodiment),)
+        self._world = (world,)
         self.rollout_steps, self.legacy_rollout = rollout_steps, legacy_rollout
         self.distance: Distance = distance
         self.state_weight = state_weight

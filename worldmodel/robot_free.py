@@ -14,6 +14,7 @@ from torch import Tensor
 from worldmodel.embodied import Embodied, EmbodiedHeldOut
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import joined
 from worldmodel.losses import Distance
 from worldmodel.prediction_task import Windows
 from worldmodel.validation.action_ranking import action_ranking
@@ -104,9 +105,9 @@ class RobotFree:
         raw = self.latents.to(model.device).float()
         latents = (raw - model.latent_mean) / model.latent_std
         if self.embodiment == END_EFFECTOR:
-            world, held_out = model, HeldOut(latents, self.proprio, self.episodes)
+            world, held_out = joined(model), HeldOut(latents, self.proprio, self.episodes)
         else:
-            world = Embodied(model, self.embodiment)
+            world = Embodied(joined(model), self.embodiment)
             held_out = EmbodiedHeldOut(latents, self.proprio, self.episodes)
         errors = latent_errors(world, held_out, horizon=1, distance=self.distance, progress=False)
         measures = {

@@ -16,6 +16,7 @@ import torch
 
 from worldmodel import checkpoint, training_state
 from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.windows import split_episodes
 from worldmodel.distributed import here
@@ -69,7 +70,7 @@ def train(
     *,
     build_predictor: Callable[..., ActionConditionedPredictor | AdaLNPredictor],
     job: LatentJob,
-    latents: LatentCache,
+    latents: LatentCache | LatentViews,
     encoder_provenance: dict[str, Any],
     run: Path,
     window: int,
@@ -112,10 +113,10 @@ def train(
     had never stopped. Inside `worldmodel.distributed.joined` the processes share the work.
 
     Args:
-        build_predictor: Makes the predictor, given `latent_dim` and `grid_size`; it is called with
-            torch seeded by `seed`.
-        job: What the latents are of.
-        latents: The finished cache of this job.
+        build_predictor: Makes the predictor, given `latent_dim` and `grid_size`, and `num_views`
+            where there are several; it is called with torch seeded by `seed`.
+        job: What the latents are of; with several cameras, the job of any of them.
+        latents: The finished cache of this job, or those of all cameras.
         encoder_provenance: Where the encoder comes from, for the checkpoint.
         run: Folder for state, metrics, curves and the model.
         window: Frames of a training window.
@@ -171,7 +172,7 @@ def train(
             f"validation_fraction={validation_fraction} leaves no episode of {len(train_ids)} to "
             "validate on; raise it or collect more episodes"
         )
-    joints = None
+    num_views, joints = len(latents.cameras), None
     if embodiment != END_EFFECTOR:
         if state_weight:
             raise ValueError(
@@ -192,6 +193,7 @@ def train(
             start,
             finetune,
             job=job,
+            num_views=num_views,
             hz=latents.hz,
             rate_was_chosen=rate_was_chosen,
             proprio=poses,
@@ -215,6 +217,7 @@ def train(
             world = new_world(
                 build_predictor,
                 job=job,
+                num_views=num_views,
                 hz=latents.hz,
                 proprio=poses,
                 state_head=state_weight > 0,
@@ -250,7 +253,12 @@ def train(
     rival = None
     if compare_with is not None:
         rival = Rival.load(
-            compare_with, job=job, held_out=held_out, device=where, embodiment=embodiment
+            compare_with,
+            job=job,
+            num_views=num_views,
+            held_out=held_out,
+            device=where,
+            embodiment=embodiment,
         )
     world, losses = new_losses()
     task = PredictionTask(
@@ -298,7 +306,7 @@ def train(
         "recordings": job.source.path.name,
         "format": job.source.format,
         "episodes": len(train_ids),
-        "camera": job.recipe.camera,
+        "camera": "+".join(latents.cameras),
         "crop": job.encode.crop,
         "quarantined": len(latents.quarantined),
         "window": window,

@@ -20,6 +20,7 @@ from worldmodel.data.collect import Backend, collect
 from worldmodel.data.source import Source, open_source
 from worldmodel.encode import refuse_wrong_set
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import check_cameras, joined
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.runs import describe_machine, write_json
 from worldmodel.tables import markdown_table
@@ -42,6 +43,7 @@ from worldmodel.validation.plots import (
     draw_open_loop,
     save,
 )
+from worldmodel.views import camera_names
 
 VALIDATION_FILE = "validation.json"
 FRESH_SEED = 7_000_000  # fresh episodes have seeds from here on; those of training are small
@@ -195,7 +197,7 @@ def validate(
         source: Recordings it was not trained on; None records fresh ones in simulation.
         run: Folder of the results.
         correction: File of the camera rotation, for `planner.camera_rotation`.
-        camera: Name of the camera.
+        camera: Name of the camera; of all that the model sees, joined by "+".
         backend: Renderer of fresh episodes: "auto", "gl" or "ray".
         model_hz: Rate of the model [Hz], where its checkpoint does not say.
         episodes: Recordings read at most, or made.
@@ -221,10 +223,7 @@ def validate(
     """
     world = world.to(select_device(device))
     hz = _rate(world, model_hz)
-    if world.predictor.num_views > 1:
-        raise ValueError(
-            f"this model takes {world.predictor.num_views} views at once; validate is for one view"
-        )
+    check_cameras(world, camera)
     if source is None:
         source = fresh_episodes(
             run / "episodes",
@@ -241,7 +240,7 @@ def validate(
         refuse_wrong_set(source)
     with torch.inference_mode(), autocast(world.device, precision):
         held_out = read_held_out(
-            world,
+            joined(world),
             source,
             camera=camera,
             hz=hz,
@@ -252,7 +251,7 @@ def validate(
             progress=progress,
         )
         found = measure(
-            world,
+            joined(world),
             held_out,
             horizon=horizon,
             candidates=candidates,
@@ -309,7 +308,7 @@ def fresh_episodes(
         behaviours=FRESH_BEHAVIOURS,
         seed=FRESH_SEED + seed,
         image_size=world.image_size,
-        cameras=(camera,),
+        cameras=camera_names(camera),
         backends=(backend,),
         control_hz=hz,
         progress=progress,

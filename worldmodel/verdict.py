@@ -45,6 +45,7 @@ class Rival:
         folder: str,
         *,
         job: LatentJob,
+        num_views: int,
         held_out: Windows,
         device: torch.device,
         embodiment: str = END_EFFECTOR,
@@ -62,6 +63,11 @@ class Rival:
                 f"compare_with={folder} sees the frames through another encoder, merge or pool "
                 "than this run, so the same windows cannot be shown to both; name a checkpoint of "
                 f"the encoder {ours[0]} with merge={ours[1]} and pool={ours[2]}"
+            )
+        if world.predictor.num_views != num_views:
+            raise ValueError(
+                f"compare_with={folder} sees {world.predictor.num_views} cameras at once, this run "
+                f"{num_views}; name a checkpoint of as many"
             )
         if embodiment not in (END_EFFECTOR, *getattr(world.predictor, "embodiments", ())):
             raise ValueError(

@@ -52,6 +52,18 @@ def test_the_registered_id_makes_the_documented_spaces():
     assert env.spec.max_episode_steps == 16
 
 
+def test_the_simulator_shows_several_cameras(make_env):
+    both = make_env(camera="exterior+wrist", image_size=48)
+    seen, _ = both.reset(seed=3)
+    for number, camera in enumerate(("exterior", "wrist")):
+        alone, _ = make_env(camera=camera, image_size=48).reset(seed=3)
+        assert np.array_equal(seen["image"][number], alone["image"])
+        assert np.array_equal(seen["goal_image"][number], alone["goal_image"])
+    assert both.observation_space["image"].shape == (2, 48, 48, 3)
+    with pytest.raises(ValueError, match="unknown camera 'wrst'"):
+        make_env(camera="exterior+wrst")
+
+
 def test_the_same_seed_gives_the_same_episode_bit_for_bit(make_env, backend):
     first = run_episode(make_env(backend=backend), seed=7)
     second = run_episode(make_env(backend=backend), seed=7)

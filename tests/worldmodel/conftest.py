@@ -50,6 +50,7 @@ def _make_predictor(
     rotation_input: RotationInput = "matrix",
     num_frequencies: int = 2,
     use_proprio: bool = True,
+    num_views: int = 1,
 ) -> ActionConditionedPredictor:
     predictor = ActionConditionedPredictor(
         latent_dim=latent_dim,
@@ -62,13 +63,19 @@ def _make_predictor(
         rotation_input=rotation_input,
         num_frequencies=num_frequencies,
         use_proprio=use_proprio,
+        num_views=num_views,
     )
     _randomise(predictor, seed)
     return predictor.eval()
 
 
 def _make_world(
-    *, merge: int = 1, standardise: bool = False, use_extrinsics: bool = False, seed: int = 0
+    *,
+    merge: int = 1,
+    standardise: bool = False,
+    use_extrinsics: bool = False,
+    num_views: int = 1,
+    seed: int = 0,
 ) -> JEPA:
     """A world model of 32-pixel images in 16 tokens (4 with merge=2), at 4 Hz."""
     world = JEPA(
@@ -79,6 +86,7 @@ def _make_world(
             grid_size=(4 // merge, 4 // merge),
             use_extrinsics=use_extrinsics,
             residual=standardise,
+            num_views=num_views,
         ),
         image_size=SIZE,
         merge=merge,

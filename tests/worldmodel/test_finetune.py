@@ -93,8 +93,8 @@ def test_recordings_that_fit_are_accepted(
 ) -> None:
     world = make_world(merge=2, standardise=True)
     job = job_of(world, spot_store, tmp_path)
-    check_fits(world, "m", job=job, hz=4.1, rate_was_chosen=False, proprio=windows)
-    check_fits(world, "m", job=job, hz=10.0, rate_was_chosen=True, proprio=windows)
+    check_fits(world, "m", job=job, num_views=1, hz=4.1, rate_was_chosen=False, proprio=windows)
+    check_fits(world, "m", job=job, num_views=1, hz=10.0, rate_was_chosen=True, proprio=windows)
 
 
 def test_another_clock_that_nobody_asked_for_is_refused(
@@ -104,7 +104,9 @@ def test_another_clock_that_nobody_asked_for_is_refused(
     job = job_of(world, spot_store, tmp_path)
     message = "recordings are 15 Hz, m makes 4 steps a second; set model_hz=4 .* or model_hz=15 "
     with pytest.raises(ValueError, match=message):
-        check_fits(world, "m", job=job, hz=15.0, rate_was_chosen=False, proprio=windows)
+        check_fits(
+            world, "m", job=job, num_views=1, hz=15.0, rate_was_chosen=False, proprio=windows
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_other_units_are_refused(
         limit[columns] *= factor
         world.action_limit = tuple(limit.tolist())
     with pytest.raises(ValueError, match=f"moves {axis} by up to .*set it in their mapping"):
-        check_fits(world, "m", job=job, hz=4.0, rate_was_chosen=False, proprio=other)
+        check_fits(world, "m", job=job, num_views=1, hz=4.0, rate_was_chosen=False, proprio=other)
 
 
 def test_another_view_of_the_frames_is_refused(
@@ -140,4 +142,4 @@ def test_another_view_of_the_frames_is_refused(
     job = job_of(make_world(merge=2, standardise=True), spot_store, tmp_path)
     other = make_world(merge=1, standardise=True, seed=5)
     with pytest.raises(ValueError, match="encoder is .*, the model's .*; merge is 2, the model's"):
-        check_fits(other, "m", job=job, hz=4.0, rate_was_chosen=False, proprio=windows)
+        check_fits(other, "m", job=job, num_views=1, hz=4.0, rate_was_chosen=False, proprio=windows)

@@ -420,7 +420,7 @@ def test_several_views_are_encoded_and_imagined_step_by_step(
     world = two_views(make_encoder)
     frames = torch.randint(0, 256, (2, context, 2, 32, 32, 3), dtype=torch.uint8)
     latents = world.encode(frames)
-    torch.testing.assert_close(latents[:, :, 1], world.encode(frames[:, :, 1]))
+    torch.testing.assert_close(latents[:, :, [1, 0]], world.encode(frames[:, :, [1, 0]]))
     proprio, actions = make_motion(2, context + 2)
     imagined = world.rollout(latents, proprio[:, :context], actions)
     assert imagined.shape == (2, 3, *latents.shape[2:])
@@ -440,7 +440,7 @@ def test_a_missing_view_changes_nothing_that_is_imagined_of_the_other(
     make_encoder, make_motion
 ) -> None:
     world = two_views(make_encoder)
-    latents = torch.randn(1, 2, 2, *world.encode(torch.zeros(1, 1, 3, 32, 32)).shape[2:])
+    latents = torch.randn(1, 2, 2, *world.encode(torch.zeros(1, 1, 2, 3, 32, 32)).shape[3:])
     proprio, actions = make_motion(1, 3)
     plans = actions[:, None].repeat(1, 5, 1, 1)
     plans[:, :, 1:, :3] += torch.randn(1, 5, 2, 3) * 0.05

@@ -4,6 +4,7 @@ A window is F frames of one recording, one model step apart by their timestamps.
 once, whatever is measured afterwards.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from worldmodel.data.windows import WindowIndex
 from worldmodel.names import unknown
 from worldmodel.planners.interfaces import Observation, WorldModel
 from worldmodel.pose import action_between
+from worldmodel.views import camera_names
 
 MAX_GAP_STEPS = 1.75  # rows further apart than so many model steps have lost one between them
 FRAMES_AT_ONCE = 32
@@ -110,7 +112,7 @@ def read_held_out(
     Args:
         world: Encodes the frames.
         source: Recordings that the model was not trained on.
-        camera: Name of the camera.
+        camera: Name of the camera; of all that the model sees, joined by "+".
         hz: Rate of the model [Hz].
         frames: Frames of a window, F.
         windows: How many windows at most.
@@ -120,13 +122,14 @@ def read_held_out(
 
     Raises:
         KeyError: A recording has no such camera.
-        ValueError: A recording is broken, its rate gives no windows at the model's, or all are too
-            short.
+        ValueError: A recording is broken, its rate gives no windows at the model's, all are too
+            short, or its cameras differ in size.
     """
+    cameras = camera_names(camera)
     rng = np.random.default_rng(seed)
     ids = np.asarray(source.ids())
     chosen = np.sort(rng.choice(ids, min(episodes, len(ids)), replace=False)).tolist()
-    recordings = [_checked(source.read(i), camera, name=f"episode {i}") for i in chosen]
+    recordings = [_checked(source.read(i), cameras, name=f"episode {i}") for i in chosen]
     index = WindowIndex(
         [recording.timestamps for recording in recordings],
         1 / hz,
@@ -143,7 +146,7 @@ def read_held_out(
             if not rows:
                 continue
             needed, places = np.unique(np.stack(rows), return_inverse=True)
-            encoded = encode_rows(world, recording.frames[camera], needed)
+            encoded = encode_rows(world, [recording.frames[name] for name in cameras], needed)
             latents.append(encoded[places.reshape(-1, frames)])
             proprio.append(recording.proprio[np.stack(rows)])
             bar.update(len(rows))
@@ -155,15 +158,28 @@ def read_held_out(
 
 
 def encode_rows(
-    world: WorldModel, frames: Frames, rows: Int[np.ndarray, " rows"]
+    world: WorldModel, views: Sequence[Frames], rows: Int[np.ndarray, " rows"]
 ) -> Float[Tensor, "rows tokens dim"]:
-    """Returns the latents of some frames of a recording, read and encoded a few at a time."""
+    """Returns the latents of some moments of a recording, read and encoded a few at a time."""
     parts = [rows[i : i + FRAMES_AT_ONCE] for i in range(0, len(rows), FRAMES_AT_ONCE)]
-    return torch.cat([world.encode(torch.from_numpy(frames[part])[None])[0] for part in parts])
+    latents = []
+    for part in parts:
+        frames = [torch.from_numpy(view[part]) for view in views]
+        seen = torch.stack(frames, dim=1) if len(frames) > 1 else frames[0]
+        latents.append(world.encode(seen[None])[0])
+    return torch.cat(latents)
 
 
-def _checked(episode: Episode, camera: str, *, name: str) -> Episode:
+def _checked(episode: Episode, cameras: Sequence[str], *, name: str) -> Episode:
     validate(episode, name=name)
-    if camera not in episode.frames:
-        raise KeyError(f"{name}: {unknown('camera', camera, episode.frames)}")
+    for camera in cameras:
+        if camera not in episode.frames:
+            raise KeyError(f"{name}: {unknown('camera', camera, episode.frames)}")
+    sizes = {camera: episode.frames[camera].shape[1:3] for camera in cameras}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{camera} {h}x{w}" for camera, (h, w) in sizes.items())
+        raise ValueError(
+            f"{name}: its cameras differ in size ({told}), and views are measured at one size; "
+            "transcode the recordings to the size of the model"
+        )
     return episode

@@ -35,7 +35,8 @@ def planner_settings(config: "DictConfig", world: Any) -> "PlannerSettings":
         if chunk_size is not None:
             raise UserError("planner.memory_mib and planner.search.chunk_size exclude each other")
         steps = planner.num_context - 1 + planner.search.horizon
-        chunk_size = world.plans_within(planner.memory_mib, steps=steps)
+        views = world.predictor.num_views
+        chunk_size = world.plans_within(planner.memory_mib, steps=steps, num_views=views)
     return PlannerSettings(
         search=build(planner.search, chunk_size=chunk_size),
         axes=tuple(planner.axes),
@@ -82,7 +83,7 @@ def plan(config: "DictConfig", *, call: Call) -> int:
     from worldmodel.plan import plan
 
     check_backends(config.backend)
-    world = load_world(config)
+    world = load_world(config, several_views=True)
     settings = planner_settings(config, world)
     run = open_folder("plan", config)
     episode = plan(
@@ -189,7 +190,7 @@ def _measure(config: "DictConfig", *, task: str, run: Path, command: str) -> Non
     from worldmodel.evaluate import evaluate
 
     check_backends(config.backend)
-    world = load_world(config)
+    world = load_world(config, several_views=True)
     settings = planner_settings(config, world)
     run.mkdir(parents=True, exist_ok=True)
     description = OmegaConf.to_container(config, resolve=True)

@@ -102,8 +102,24 @@ def is_published(source: str) -> bool:
     return path.is_file() or source in [model.name for model in hub.MODELS]
 
 
-def load_world(config: "DictConfig") -> Any:
-    """Returns the world model that the settings name."""
+def load_world(config: "DictConfig", *, several_views: bool = False) -> Any:
+    """Returns the world model that the settings name.
+
+    Args:
+        config: The settings.
+        several_views: Whether the verb can show it several cameras at once.
+    """
+    world = _load_world(config)
+    views = world.predictor.num_views
+    if views > 1 and not several_views:
+        raise UserError(
+            f"{config.checkpoint} sees {views} cameras at once, and this verb shows one; train a "
+            "model of one camera for it (camera=... with one name)"
+        )
+    return world
+
+
+def _load_world(config: "DictConfig") -> Any:
     from worldmodel import hub
     from worldmodel.checkpoint import load, load_default
 

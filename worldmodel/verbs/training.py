@@ -55,29 +55,32 @@ def encode(config: "DictConfig", *, call: Call) -> int:
 
     if config.executor not in EXECUTORS:
         raise ValueError(unknown("executor", config.executor, EXECUTORS))
-    job, _ = _latent_job(config)
+    jobs, _ = _latent_jobs(config)
     if config.verify:
-        checked = job.verify(sample=config.verify)
-        print(
-            f"{checked.episodes} episodes encoded again, {checked.rows} rows: largest difference "
-            f"{checked.max_difference:.2g}, root mean square {checked.rms_difference:.2g}"
-        )
+        for job in jobs:
+            checked = job.verify(sample=config.verify)
+            print(
+                f"{job.recipe.camera}: {checked.episodes} episodes encoded again, {checked.rows} "
+                f"rows: largest difference {checked.max_difference:.2g}, root mean square "
+                f"{checked.rms_difference:.2g}"
+            )
         return 0
     cluster = None
     if config.executor == "ray":
         cluster = RayCluster(address=config.address, cpus=config.cpus, gpus=config.gpus)
     rank, world = rank_and_world(os.environ)
-    cache = _build_latents(
-        job,
-        config,
-        cluster=cluster,
-        rank=rank if config.rank is None else config.rank,
-        world=world if config.world is None else config.world,
-    )
-    if cache is None:
-        print("this share is done, others are not; whoever finishes last completes the cache")
-    else:
-        print(f"latents of {len(cache)} episodes in {cache.path}")
+    for job in jobs:
+        cache = _build_latents(
+            job,
+            config,
+            cluster=cluster,
+            rank=rank if config.rank is None else config.rank,
+            world=world if config.world is None else config.world,
+        )
+        if cache is None:
+            print("this share is done, others are not; whoever finishes last completes the cache")
+        else:
+            print(f"latents of {len(cache)} episodes in {cache.path}")
     return 0
 
 
@@ -92,26 +95,31 @@ def _load_encoder(source: str) -> "tuple[Encoder, int, dict[str, Any]]":
     return encoder, image_size, checkpoint.read_config(source)["provenance"]
 
 
-def _latent_job(config: "DictConfig") -> "tuple[LatentJob, dict[str, Any]]":
-    """Returns the job that the settings describe, and where its encoder comes from."""
+def _latent_jobs(config: "DictConfig") -> "tuple[list[LatentJob], dict[str, Any]]":
+    """Returns the job of each camera that the settings name, and where the encoder comes from."""
     from worldmodel.encode import latent_job
+    from worldmodel.views import camera_names
 
     encoder, image_size, provenance = _load_encoder(config.encoder_checkpoint)
-    job = latent_job(
-        encoder=encoder,
-        image_size=image_size,
-        source=open_recordings(config),
-        cache=Path(config.cache),
-        camera=config.camera,
-        merge=config.merge,
-        device=config.device,
-        crop=config.crop,
-        model_hz=config.model_hz,
-        dtype=config.latent_dtype,
-        pool=config.pool,
-        precision=config.encode_precision,
-    )
-    return job, provenance
+    source = open_recordings(config)
+    jobs = [
+        latent_job(
+            encoder=encoder,
+            image_size=image_size,
+            source=source,
+            cache=Path(config.cache),
+            camera=camera,
+            merge=config.merge,
+            device=config.device,
+            crop=config.crop,
+            model_hz=config.model_hz,
+            dtype=config.latent_dtype,
+            pool=config.pool,
+            precision=config.encode_precision,
+        )
+        for camera in camera_names(config.camera)
+    ]
+    return jobs, provenance
 
 
 def _build_latents(
@@ -197,25 +205,27 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
 
 def train(config: "DictConfig", *, call: Call) -> int:
     """Trains a predictor on a frozen encoder, by one process or by those that torchrun started."""
+    from worldmodel.data.latent_views import LatentViews
     from worldmodel.data.latents import LatentCache
     from worldmodel.distributed import here, joined, of_first, wait_for_all
     from worldmodel.engine import TrainingError
     from worldmodel.train import train
 
     with joined() as place:
-        job, encoder_provenance = _latent_job(config)
+        jobs, encoder_provenance = _latent_jobs(config)
         set_threads(config)
         opened = open_folder("train", config, may_change=MAY_CHANGE) if place.first else None
         run = of_first(opened)
         assert run is not None
-        latents = _build_latents(job, config, rank=place.rank, world=place.world)
+        for job in jobs:
+            _build_latents(job, config, rank=place.rank, world=place.world)
         wait_for_all()
-        if latents is None:  # another process finished last
-            latents = LatentCache(job.folder, job.recipe.key)
+        caches = [LatentCache(job.folder, job.recipe.key) for job in jobs]
+        latents = LatentViews(caches) if len(caches) > 1 else caches[0]
         try:
             result = train(
                 build_predictor=build(config.predictor),
-                job=job,
+                job=jobs[0],
                 latents=latents,
                 encoder_provenance=encoder_provenance,
                 run=run,
@@ -259,7 +269,8 @@ def train(config: "DictConfig", *, call: Call) -> int:
             return 0
     print(f"curves: {run / 'curves.png'}")
     if config.embodiment == "end_effector":  # the other verbs speak in poses
-        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}")
+        view = "" if config.camera == "exterior" else f" camera={config.camera}"
+        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}{view}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:

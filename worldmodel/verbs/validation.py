@@ -19,7 +19,7 @@ def validate(config: "DictConfig", *, call: Call) -> int:
     from worldmodel.validate import VALIDATION_FILE, validate, validation_table
 
     check_backends(config.backend)
-    world = load_world(config)
+    world = load_world(config, several_views=True)
     source = None if config.data is None else open_recordings(config)
     run = open_folder("validate", config)
     description = OmegaConf.to_container(config, resolve=True)
