@@ -13,6 +13,7 @@ from worldmodel.data.sampling import rows_at_rate
 from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex
 from worldmodel.images import Crop, fit_frames
+from worldmodel.views import camera_names
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class View:
 
     Attributes:
         source: Recordings of any format.
-        camera: Camera whose frames are used.
+        camera: Camera whose frames are used; several, joined by "+", are shown one at a time.
         model_hz: Rate of the rows [Hz]; None keeps every row.
         image_size: Height and width that frames are brought to; None keeps square frames.
         crop: How, see `worldmodel.images`.
@@ -33,8 +34,14 @@ class View:
     image_size: int | None = None
     crop: Crop = "none"
 
+    def of_each_camera(self) -> "list[View]":
+        """Returns the same of each camera by itself."""
+        return [replace(self, camera=name) for name in camera_names(self.camera)]
+
     def read(self, episode_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Returns frames (n, size, size, 3), proprio (n, 7) and times (n,) [s], and the rate.
+
+        Of one camera: see `of_each_camera`.
 
         Raises:
             ValueError: The camera is missing, the rate does not fit, or frames have another size.
@@ -54,13 +61,13 @@ class View:
 
 @dataclass(frozen=True)
 class Clips:
-    """Frames of one camera in memory, with their proprio and times, episode by episode.
+    """Frames in memory, with their proprio and times, episode by episode and camera by camera.
 
     Attributes:
-        frames: Frames (n, size, size, 3) of each episode.
+        frames: Frames (n, size, size, 3) that one camera took of an episode.
         proprio: Proprio (n, 7) of each.
         times: Times (n,) [s] of each.
-        ids: Their numbers in the recordings.
+        ids: Numbers of the episodes in the recordings; with several cameras each comes as often.
         hz: Model steps per second.
     """
 
@@ -74,6 +81,11 @@ class Clips:
     def num_frames(self) -> int:
         """How many frames are in memory."""
         return sum(len(frames) for frames in self.frames)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes they are of."""
+        return len(set(self.ids))
 
     @property
     def image_size(self) -> int:
@@ -98,17 +110,26 @@ def read_clips(
         frames_in_memory: About how many frames may be kept: episodes are taken in random order
             until there are so many. None keeps all.
         seed: Of that order.
+
+    Raises:
+        ValueError: A camera is missing, the rate does not fit, or frames differ in size.
     """
     if frames_in_memory is not None:
         ids = np.random.default_rng((seed, 0)).permutation(ids).tolist()  # steps begin at 1
     clips = Clips([], [], [], [], hz=1.0)
     for i in tqdm(ids, desc="reading frames", unit="episode"):
-        frames, proprio, times, hz = view.read(i)
-        clips.frames.append(frames)
-        clips.proprio.append(proprio)
-        clips.times.append(times)
-        clips.ids.append(i)
-        clips = replace(clips, hz=hz)
+        for one in view.of_each_camera():
+            frames, proprio, times, hz = one.read(i)
+            clips.frames.append(frames)
+            clips.proprio.append(proprio)
+            clips.times.append(times)
+            clips.ids.append(i)
+            clips = replace(clips, hz=hz)
+            if frames.shape[1] != clips.image_size:
+                raise ValueError(
+                    f"camera {one.camera} of episode {i} shows {frames.shape[1]} pixels, others "
+                    f"{clips.image_size}; bring them to one size with image_size=... and crop=..."
+                )
         if frames_in_memory is not None and clips.num_frames >= frames_in_memory:
             break
     return clips

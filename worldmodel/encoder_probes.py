@@ -38,15 +38,19 @@ def probe_errors(
 ) -> ProbeErrors:
     """Returns how well linear probes of the latents know the arm on held-out episodes.
 
-    The latents are those a planner sees. Without held-out episodes the errors are NaN.
+    The latents are those a planner sees, of all cameras at once. Without held-out episodes the
+    errors are NaN.
     """
 
     def features(ids: list[int]) -> tuple[Tensor, Tensor]:
         latents, states = [], []
         for i in ids[:max_episodes]:
-            frames, proprio, _, _ = view.read(i)
-            seen = encode_frames(encoder, torch.from_numpy(frames[::2]).to(device), merge)
-            latents.append(seen.flatten(1).cpu())
+            seen = []
+            for one in view.of_each_camera():
+                frames, proprio, _, _ = one.read(i)
+                pixels = torch.from_numpy(frames[::2]).to(device)
+                seen.append(encode_frames(encoder, pixels, merge).flatten(1).cpu())
+            latents.append(torch.cat(seen, dim=1))
             states.append(torch.from_numpy(proprio[::2]))
         return torch.cat(latents), torch.cat(states)
 

@@ -95,7 +95,8 @@ def pretrain(
         build_objective: Makes the objective, given `encoder` and `grid_size`; called after it.
         source: Recordings of any format.
         run: Folder for state, metrics, curves and the encoder.
-        camera: Camera whose frames are used.
+        camera: Camera whose frames are used; those of several, joined by "+", are single pictures
+            like any other.
         schedule: Learning rate and number of steps.
         batch_size: Windows a step, over all processes.
         weight_decay: AdamW weight decay.
@@ -185,7 +186,7 @@ def pretrain(
         if here().first:
             draw_curves(MetricsLog(run, resume_step=schedule.steps).read(), run)
     probe = probe_errors(model.kept, view, train_ids, validation_ids, merge=merge, device=where)
-    left_out = len(train_ids) - len(clips.frames)
+    left_out = len(train_ids) - clips.num_episodes
     tail = [line["loss"] for line in lines[-max(1, len(lines) // 10) :]]
     if here().first:
         checkpoint.save_encoder(
@@ -194,7 +195,8 @@ def pretrain(
             image_size=clips.image_size,
             provenance={
                 "trained_by": "worldmodel pretrain",
-                "episodes": len(clips.frames),
+                "episodes": clips.num_episodes,
+                "camera": camera,
                 "episodes_left_out": left_out,
                 "frames": clips.num_frames,
                 "objective": type(objective).__name__,
@@ -216,7 +218,7 @@ def pretrain(
         loss=float(np.mean(tail)) if tail else float("nan"),
         probe_error_cm=probe.position_cm,
         probe_gripper_error=probe.gripper,
-        episodes=len(clips.frames),
+        episodes=clips.num_episodes,
         episodes_left_out=left_out,
         frames=clips.num_frames,
     )

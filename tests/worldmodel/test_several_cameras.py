@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from worldmodel import checkpoint, cli
+from worldmodel.clips import View, read_clips
 from worldmodel.closed_loop import PlannerSettings, make_controller
 from worldmodel.data.episode import Episode, EpisodeMetadata
 from worldmodel.data.latent_views import LatentViews
@@ -19,6 +20,7 @@ from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import open_source
 from worldmodel.data.store import EpisodeStore
 from worldmodel.encode import latent_job
+from worldmodel.encoder_probes import probe_errors
 from worldmodel.fleet import Body
 from worldmodel.joined_views import JoinedViews, check_cameras, joined
 from worldmodel.plan import plan, read_goals
@@ -263,6 +265,43 @@ def test_other_rows_and_other_rates_are_refused(
 
 
 # Training.
+
+
+def test_an_encoder_is_shown_the_pictures_of_all_cameras(store: Path) -> None:
+    view = View(open_source(store), "front+side")
+    clips = read_clips(view, [3, 5])
+    assert clips.ids == [3, 3, 5, 5] and clips.num_episodes == 2
+    for number, camera in enumerate(BOTH):
+        shown = EpisodeStore(store).read(5).frames[camera][:]
+        assert np.array_equal(clips.frames[2 + number], shown)
+    assert read_clips(view, [3, 5, 7], frames_in_memory=20).num_episodes == 1
+
+
+def test_a_probe_knows_what_only_one_camera_sees(store: Path, make_encoder) -> None:
+    errors = [
+        probe_errors(
+            make_encoder(),
+            View(open_source(store), camera),
+            list(range(24)),
+            list(range(24, 30)),
+            merge=2,
+            device=torch.device("cpu"),
+        ).position_cm
+        for camera in ("front", "front+side")
+    ]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_cameras_of_two_sizes_are_brought_to_one(tmp_path: Path) -> None:
+    writer = EpisodeStore(tmp_path / "store", mode="a")
+    one = recording(0)
+    frames = {**one.frames, "side": np.zeros((13, 16, 16, 3), np.uint8)}
+    writer.write(0, replace(one, frames=frames))
+    view = View(open_source(tmp_path / "store"), "front+side")
+    with pytest.raises(ValueError, match="camera side of episode 0 shows 16 pixels, others 32"):
+        read_clips(view, [0])
+    clips = read_clips(replace(view, image_size=SIZE, crop="square"), [0])
+    assert [one.shape[1] for one in clips.frames] == [SIZE, SIZE]
 
 
 def test_what_only_one_camera_sees_is_read_with_both(runs: dict[str, TrainResult]) -> None:

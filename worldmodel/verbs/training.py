@@ -195,8 +195,9 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
     print(
         f"curves: {run / 'curves.png'}; next: worldmodel train encoder_checkpoint={result.encoder}"
     )
+    learned = f"loss {result.loss:.4f}" if config.schedule.steps else "nothing learned"
     print(
-        f"loss {result.loss:.4f} on {result.frames} frames of {result.episodes} episodes; a linear "
+        f"{learned} on {result.frames} frames of {result.episodes} episodes; a linear "
         f"probe places the hand within {result.probe_error_cm:.2f} cm and the gripper within "
         f"{result.probe_gripper_error:.2f} on held-out episodes"
     )
