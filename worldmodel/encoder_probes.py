@@ -45,13 +45,13 @@ def probe_errors(
     def features(ids: list[int]) -> tuple[Tensor, Tensor]:
         latents, states = [], []
         for i in ids[:max_episodes]:
-            seen = []
-            for one in view.of_each_camera():
-                frames, proprio, _, _ = one.read(i)
-                pixels = torch.from_numpy(frames[::2]).to(device)
-                seen.append(encode_frames(encoder, pixels, merge).flatten(1).cpu())
-            latents.append(torch.cat(seen, dim=1))
-            states.append(torch.from_numpy(proprio[::2]))
+            shown = [one.read(i) for one in view.of_each_camera()]
+            seen = [
+                encode_frames(encoder, torch.from_numpy(frames[::2]).to(device), merge).flatten(1)
+                for frames, *_ in shown
+            ]
+            latents.append(torch.cat(seen, dim=1).cpu())
+            states.append(torch.from_numpy(shown[0][1][::2]))
         return torch.cat(latents), torch.cat(states)
 
     if not validation_ids:
