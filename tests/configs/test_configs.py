@@ -242,8 +242,10 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
     last = recorders[CALLS[verb][-1]][1]
     job = last.return_value if verb == "encode" else None
     (job.build if job else last).side_effect = Called
-    monkeypatch.setattr("worldmodel.checkpoint.load", MagicMock())
-    monkeypatch.setattr("worldmodel.checkpoint.load_default", MagicMock())
+    world = MagicMock()
+    world.predictor.num_views = 1
+    monkeypatch.setattr("worldmodel.checkpoint.load", lambda path: world)
+    monkeypatch.setattr("worldmodel.checkpoint.load_default", lambda: world)
     monkeypatch.setattr("worldmodel.checkpoint.load_encoder", lambda path: (str(path), 128))
     monkeypatch.setattr("worldmodel.checkpoint.read_config", MagicMock())
     config = compose(verb, [])

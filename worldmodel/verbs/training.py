@@ -218,10 +218,12 @@ def train(config: "DictConfig", *, call: Call) -> int:
         opened = open_folder("train", config, may_change=MAY_CHANGE) if place.first else None
         run = of_first(opened)
         assert run is not None
-        for job in jobs:
-            _build_latents(job, config, rank=place.rank, world=place.world)
+        built = [_build_latents(job, config, rank=place.rank, world=place.world) for job in jobs]
         wait_for_all()
-        caches = [LatentCache(job.folder, job.recipe.key) for job in jobs]
+        caches = [
+            LatentCache(job.folder, job.recipe.key) if cache is None else cache  # made by others
+            for job, cache in zip(jobs, built, strict=True)
+        ]
         latents = LatentViews(caches) if len(caches) > 1 else caches[0]
         try:
             result = train(
