@@ -93,6 +93,7 @@ class LatentConfig(DataConfig):
     # A folder written by `worldmodel pretrain`, "default" for the shipped one, or a published
     # encoder: its name (see `worldmodel models`) or its file.
     encoder_checkpoint: str = MISSING
+    encoder_blocks: int | None = None  # how many of its blocks are used; 0 is its stem alone
     cache: str = "datasets/latents"
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings

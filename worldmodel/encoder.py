@@ -1,5 +1,6 @@
 """The V-JEPA 2 video encoder: tubelets, rotary positions, a plain pre-norm vision transformer."""
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -75,7 +76,7 @@ class VideoEncoder(Encoder):
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames a token spans; a clip's length must be a multiple of it.
         embed_dim: Token size D.
-        depth: Number of transformer blocks.
+        depth: Number of transformer blocks; 0 is the stem and the final norm alone.
         num_heads: Attention heads per block.
         mlp_ratio: MLP width over `embed_dim`.
         rope: "tiled" for released V-JEPA 2 weights, "interleaved" for the textbook table.
@@ -135,7 +136,26 @@ class VideoEncoder(Encoder):
         Raises:
             ValueError: The clip cannot be cut into whole tubelets.
         """
+        if not self.depth:
+            self._check(clip)
+            tokens = self.patch_embed(clip)
+            return self.norm(tokens if keep is None else take_tokens(tokens, keep))
         return self.levels(clip, (self.depth - 1,), keep)[0]
+
+    def first_blocks(self, number: int) -> "VideoEncoder":
+        """Returns a copy that ends after so many blocks; with 0 it is the stem alone.
+
+        A block lets every token hear of all others. The fewer there are, the more a token says of
+        its own place and nothing else. The final norm stays, as in `levels`.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        if not 0 <= number <= self.depth:
+            raise ValueError(f"this encoder has {self.depth} blocks, asked were {number}")
+        shorter = copy.deepcopy(self)
+        shorter.blocks, shorter.depth = shorter.blocks[:number], number
+        return shorter
 
     def levels(
         self,

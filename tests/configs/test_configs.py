@@ -118,7 +118,7 @@ CALLS = {
     "validate": [OPEN_SOURCE, "worldmodel.validate.validate"],
 }
 ON_THE_WAY = {"run", "threads", "planner", "checkpoint", "encoder", "predictor", "control_hz"}
-ON_THE_WAY |= {"objective"}
+ON_THE_WAY |= {"objective", "encoder_blocks"}
 ON_THE_WAY |= {"verify"}  # another thing to do than the rest is for
 ON_THE_WAY |= {"evaluate", "stages", "stage", "knobs"}  # settings of other verbs
 # Settings that the code has by another name.

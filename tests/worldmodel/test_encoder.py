@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel.checkpoint import arguments
 from worldmodel.encoder import VideoEncoder
 from worldmodel.transformer import Block
 
@@ -72,6 +73,27 @@ def test_levels_are_the_outputs_of_blocks_through_the_final_norm(make_encoder) -
         last, middle = deep.levels(clip, [2, 1])
         assert torch.equal(last, deep(clip))
         assert torch.equal(middle, shallow(clip))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_first_blocks_are_an_encoder_of_their_own(make_encoder, number: int) -> None:
+    encoder, clip = make_encoder(), torch.randn(2, 3, 2, 32, 32)
+    first = encoder.first_blocks(number)
+    assert arguments(first) == arguments(encoder) | {"depth": number}
+    assert torch.equal(first(clip), encoder.levels(clip, [number - 1])[0])
+    assert len(encoder.blocks) == 2
+
+
+def test_without_blocks_a_token_sees_its_own_patch_only(make_encoder) -> None:
+    stem, clip = make_encoder().first_blocks(0), torch.randn(1, 3, 2, 32, 32)
+    other = clip.clone()
+    other[..., :8, 8:16] += 1  # the second patch
+    changed = (stem(clip) != stem(other)).any(dim=-1)[0]
+    assert changed.nonzero().flatten().tolist() == [1]
+    ids = torch.tensor([[3, 1]])
+    assert torch.equal(stem(clip, ids)[0], stem(clip)[0, [3, 1]])
+    with pytest.raises(ValueError, match="has 2 blocks, asked were 3"):
+        make_encoder().first_blocks(3)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel import checkpoint, cli
 from worldmodel.data.source import open_source
 from worldmodel.encode import LatentJob, latent_job
+from worldmodel.encoder import VideoEncoder
 from worldmodel.finetune import add_low_rank, check_fits, continued, merge_low_rank
 from worldmodel.jepa import JEPA
 
@@ -143,3 +145,33 @@ def test_another_view_of_the_frames_is_refused(
     other = make_world(merge=1, standardise=True, seed=5)
     with pytest.raises(ValueError, match="encoder is .*, the model's .*; merge is 2, the model's"):
         check_fits(other, "m", job=job, num_views=1, hz=4.0, rate_was_chosen=False, proprio=windows)
+
+
+def test_a_predictor_of_the_stem_alone_is_trained_and_read_again(
+    spot_store: Path, tmp_path: Path
+) -> None:
+    words = [
+        "train",
+        f"data={spot_store}",
+        "encoder_checkpoint=default",
+        "encoder_blocks=0",
+        "merge=1",
+        "crop=square",
+        f"cache={tmp_path / 'cache'}",
+        "predictor.embed_dim=24",
+        "predictor.depth=1",
+        "predictor.num_heads=2",
+        "window=3",
+        "strides=[1]",
+        "batch_size=4",
+        "schedule={steps: 2, warmup_steps: 0}",
+        "measure_every=null",
+        f"run={tmp_path / 'run'}",
+    ]
+    assert cli.main(words) == 0
+    world = checkpoint.load(tmp_path / "run" / "model")
+    assert isinstance(world.encoder, VideoEncoder) and world.encoder.depth == 0
+    assert world.predictor.grid_size == (8, 8)
+    stem = checkpoint.load_default().encoder
+    assert isinstance(stem, VideoEncoder)
+    assert checkpoint.fingerprint(world.encoder) == checkpoint.fingerprint(stem.first_blocks(0))

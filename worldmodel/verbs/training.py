@@ -84,8 +84,27 @@ def encode(config: "DictConfig", *, call: Call) -> int:
     return 0
 
 
-def _load_encoder(source: str) -> "tuple[Encoder, int, dict[str, Any]]":
-    """Returns an encoder, its image size and where it comes from: ours, or a published one."""
+def _load_encoder(source: str, blocks: int | None) -> "tuple[Encoder, int, dict[str, Any]]":
+    """Returns an encoder, its image size and where it comes from: ours, or a published one.
+
+    Args:
+        source: What it is called, or where it is.
+        blocks: How many of its blocks are used; None is all.
+    """
+    from worldmodel.encoder import VideoEncoder
+
+    encoder, image_size, provenance = _whole_encoder(source)
+    if blocks is None:
+        return encoder, image_size, provenance
+    if not isinstance(encoder, VideoEncoder):
+        raise UserError(
+            f"encoder_blocks is for encoders of V-JEPA 2's kind, {source} is a "
+            f"{type(encoder).__name__}; leave it out"
+        )
+    return encoder.first_blocks(blocks), image_size, {**provenance, "blocks_used": blocks}
+
+
+def _whole_encoder(source: str) -> "tuple[Encoder, int, dict[str, Any]]":
     from worldmodel import checkpoint, hub
 
     if is_published(source):
@@ -100,7 +119,9 @@ def _latent_jobs(config: "DictConfig") -> "tuple[list[LatentJob], dict[str, Any]
     from worldmodel.encode import latent_job
     from worldmodel.views import camera_names
 
-    encoder, image_size, provenance = _load_encoder(config.encoder_checkpoint)
+    encoder, image_size, provenance = _load_encoder(
+        config.encoder_checkpoint, config.encoder_blocks
+    )
     source = open_recordings(config)
     jobs = [
         latent_job(
