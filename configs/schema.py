@@ -309,7 +309,7 @@ class SurpriseConfig(DataConfig):
     backend: str = "auto"  # renderer: auto, gl or ray
     seed: int = 0
     pictures: int = 4  # how many episodes are drawn, the most surprising first
-    checkpoint: str | None = None  # world-model folder; null is the shipped model
+    checkpoint: str | None = None  # world-model folder; null is the shipped one that watches
     device: str = "cpu"
     threads: int | None = None
     run: str | None = None  # null is a new folder under runs/

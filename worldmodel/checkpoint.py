@@ -35,6 +35,8 @@ VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "weights" / "default"
+WATCH_CHECKPOINT = DEFAULT_CHECKPOINT.with_name("watch")
+SHIPPED = {"default": DEFAULT_CHECKPOINT, "watch": WATCH_CHECKPOINT}  # which plans, which watches
 
 ENCODERS: dict[str, type[Encoder]] = {
     "vjepa2": VideoEncoder,
@@ -102,8 +104,16 @@ def save(
     _save(world, path, config, provenance, dtype)
 
 
+def folder_of(path: str | Path) -> Path:
+    """Returns the folder of a checkpoint: that of a shipped one by its name, or `path` itself."""
+    return SHIPPED.get(str(path), Path(path))
+
+
 def load(path: str | Path) -> JEPA:
     """Returns the world model in a checkpoint folder, in float32 and evaluation mode.
+
+    "default" and "watch" are the shipped ones: the one that plans, and the one that knows what is
+    normal, for `worldmodel surprise`.
 
     Raises:
         FileNotFoundError: The folder, its config or its weights are missing.
@@ -116,7 +126,7 @@ def load(path: str | Path) -> JEPA:
         state_head=StateHead(**config["state_head"]) if "state_head" in config else None,
         **config["jepa"],
     )
-    _load_weights(world, Path(path))
+    _load_weights(world, folder_of(path))
     return world.eval()
 
 
@@ -130,7 +140,7 @@ def load_encoder(path: str | Path) -> tuple[Encoder, int]:
 
     The folder may be that of an encoder or of a whole world model; "default" is the shipped one.
     """
-    path = DEFAULT_CHECKPOINT if str(path) == "default" else Path(path)
+    path = folder_of(path)
     config = read_config(path)
     if config["kind"] == "jepa":
         world = load(path)
@@ -147,7 +157,7 @@ def read_config(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
         path: The folder; "default" is the shipped world model.
         kind: "encoder" or "jepa"; either if not given.
     """
-    path = DEFAULT_CHECKPOINT if str(path) == "default" else Path(path)
+    path = folder_of(path)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(

@@ -9,6 +9,7 @@ from worldmodel import checkpoint
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.jepa import JEPA
 from worldmodel.state_head import StateHead
+from worldmodel.surprise import CALIBRATION_FILE, load_calibration
 
 
 @torch.inference_mode()
@@ -170,10 +171,21 @@ def test_the_fingerprint_changes_with_one_weight_and_with_one_argument(make_enco
     assert checkpoint.fingerprint(encoder) != before
 
 
-def test_the_shipped_model_is_small_and_loads() -> None:
+def test_the_shipped_models_are_small_and_load() -> None:
     assert checkpoint.load_default().control_hz == 4.0
-    size = sum(file.stat().st_size for file in checkpoint.DEFAULT_CHECKPOINT.iterdir())
+    folders = checkpoint.SHIPPED.values()
+    size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
     assert size <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", checkpoint.SHIPPED)
+def test_a_shipped_model_has_a_name_and_knows_what_is_normal(name: str) -> None:
+    world = checkpoint.load(name)
+    assert checkpoint.fingerprint(world) == checkpoint.fingerprint(
+        checkpoint.load(checkpoint.SHIPPED[name])
+    )
+    file = checkpoint.SHIPPED[name] / CALIBRATION_FILE
+    assert load_calibration(file, world=world, camera="exterior").steps == 16
 
 
 def test_the_encoder_of_a_world_model_can_be_taken_out(tmp_path, make_world) -> None:

@@ -5,9 +5,25 @@ import json
 import numpy as np
 import pytest
 
-from worldmodel.envs.violations import CONTROL, KINDS
-from worldmodel.intuitive_physics import KindResult, PhysicsResult, measure_physics, physics_table
-from worldmodel.surprise import Prediction, fit_calibration
+from worldmodel import checkpoint
+from worldmodel.envs.cameras import choose_backend
+from worldmodel.envs.expert import make_policy
+from worldmodel.envs.franka_env import FrankaEnv
+from worldmodel.envs.violations import CONTROL, KINDS, make_pair
+from worldmodel.intuitive_physics import (
+    KindResult,
+    PhysicsResult,
+    _episode,
+    measure_physics,
+    physics_table,
+)
+from worldmodel.surprise import (
+    CALIBRATION_FILE,
+    Prediction,
+    episode_surprise,
+    fit_calibration,
+    load_calibration,
+)
 
 
 def quiet_calibration(steps: int):
@@ -57,6 +73,27 @@ def test_the_control_is_not_counted_as_a_violation():
     last = physics_table(result).splitlines()
     assert last[-2].startswith("all but the control") and " 95%" in last[-2] and " 60%" in last[-2]
     assert last[-1].startswith("possible runs") and " 3%" in last[-1]
+
+
+def test_the_shipped_watcher_sees_what_happens_to_cubes():
+    if choose_backend("auto") != "gl":
+        pytest.skip("it was trained on pictures that OpenGL drew")
+    world = checkpoint.load("watch")
+    calibration = load_calibration(
+        checkpoint.WATCH_CHECKPOINT / CALIBRATION_FILE, world=world, camera="exterior"
+    )
+    env = FrankaEnv(task="reach", image_size=128, backend="gl")
+    noticed = 0
+    for kind in ("teleport_object", "slide_object"):
+        for seed in range(100, 103):
+            pair = make_pair(env, kind, lambda: make_policy("noisy", env), seed=seed, steps=8)
+            scores = [
+                episode_surprise(world, calibration, _episode(recording, env, "noisy")).scores
+                for recording in (pair.possible, pair.impossible)
+            ]
+            noticed += scores[1].max() > scores[0].max()
+    env.close()
+    assert noticed >= 5
 
 
 def test_no_pairs_are_refused(make_world, tmp_path):

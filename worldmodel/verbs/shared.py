@@ -102,14 +102,17 @@ def is_published(source: str) -> bool:
     return path.is_file() or source in [model.name for model in hub.MODELS]
 
 
-def load_world(config: "DictConfig", *, several_views: bool = False) -> Any:
+def load_world(
+    config: "DictConfig", *, several_views: bool = False, shipped: Path | None = None
+) -> Any:
     """Returns the world model that the settings name.
 
     Args:
         config: The settings.
         several_views: Whether the verb can show it several cameras at once.
+        shipped: Which one it is where they name none; None is the one that plans.
     """
-    world = _load_world(config)
+    world = _load_world(config, shipped)
     views = world.predictor.num_views
     if views > 1 and not several_views:
         raise UserError(
@@ -119,13 +122,13 @@ def load_world(config: "DictConfig", *, several_views: bool = False) -> Any:
     return world
 
 
-def _load_world(config: "DictConfig") -> Any:
+def _load_world(config: "DictConfig", shipped: Path | None) -> Any:
     from worldmodel import hub
     from worldmodel.checkpoint import load, load_default
 
     set_threads(config)
     if config.checkpoint is None:
-        return load_default()
+        return load_default() if shipped is None else load(shipped)
     if is_published(config.checkpoint):
         return hub.load(config.checkpoint)
     return load(config.checkpoint)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def surprise(config: "DictConfig", *, call: Call) -> int:
     """Scores recordings, measures the physics test, or calibrates; status 1 if one is flagged."""
+    from worldmodel.checkpoint import WATCH_CHECKPOINT
     from worldmodel.names import unknown
     from worldmodel.surprise import calibrate, load_calibration
     from worldmodel.training import select_device
@@ -28,7 +29,7 @@ def surprise(config: "DictConfig", *, call: Call) -> int:
         raise UserError("surprise takes data=... or test=physics")
     if config.calibrate and config.data is None:
         raise UserError("calibrate=true needs data=...: clean recordings held out of training")
-    world = load_world(config).to(select_device(config.device))
+    world = load_world(config, shipped=WATCH_CHECKPOINT).to(select_device(config.device))
     path = _calibration_path(config)
     if config.calibrate:
         print(f"writing to {path}", flush=True)
@@ -67,7 +68,7 @@ def surprise(config: "DictConfig", *, call: Call) -> int:
 
 
 def _calibration_path(config: "DictConfig") -> Path:
-    from worldmodel.checkpoint import DEFAULT_CHECKPOINT
+    from worldmodel.checkpoint import WATCH_CHECKPOINT, folder_of
     from worldmodel.surprise import CALIBRATION_FILE
 
     if config.calibration is not None:
@@ -75,9 +76,10 @@ def _calibration_path(config: "DictConfig") -> Path:
     if config.checkpoint is None:
         if config.calibrate:
             raise UserError("say calibration=FILE: the shipped model's folder is not written to")
-        return DEFAULT_CHECKPOINT / CALIBRATION_FILE
-    if not Path(config.checkpoint).is_dir():
+        return WATCH_CHECKPOINT / CALIBRATION_FILE
+    folder = folder_of(config.checkpoint)
+    if not folder.is_dir():
         raise UserError(
             f"{config.checkpoint} is no folder of a model of ours; say calibration=FILE"
         )
-    return Path(config.checkpoint) / CALIBRATION_FILE
+    return folder / CALIBRATION_FILE
