@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from worldmodel.checkpoint import DEFAULT_CHECKPOINT, WEIGHTS_FILE
+from worldmodel.checkpoint import WEIGHTS_FILE, folder_of
 from worldmodel.invocations import Executor, Outcome
 from worldmodel.pipeline import Stage, plan_stages
 from worldmodel.runs import write_json
@@ -153,7 +153,7 @@ def checkpoint_sha256(checkpoint: str | None) -> str:
     Raises:
         FileNotFoundError: There is none.
     """
-    path = DEFAULT_CHECKPOINT if checkpoint is None else Path(checkpoint)
+    path = folder_of("default" if checkpoint is None else checkpoint)
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(

@@ -188,7 +188,7 @@ def train(
 
     start = None
     if finetune is not None:
-        start = checkpoint.load_default() if finetune == "default" else checkpoint.load(finetune)
+        start = checkpoint.load(finetune)
         check_fits(
             start,
             finetune,

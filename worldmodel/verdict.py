@@ -55,7 +55,7 @@ class Rival:
         Raises:
             ValueError: It sees other latents than those of the job, or at another rate.
         """
-        world = checkpoint.load_default() if folder == "default" else checkpoint.load(folder)
+        world = checkpoint.load(folder)
         encoder = checkpoint.fingerprint(world.encoder)
         ours = (checkpoint.fingerprint(job.encode.encoder), job.encode.merge, job.recipe.pool)
         if (encoder, world.merge, world.pool) != ours:

@@ -462,6 +462,20 @@ def test_a_plan_is_made_and_drawn_with_two_cameras(tmp_path: Path, make_world) -
             assert strip.width > strip.height
 
 
+def test_the_cameras_of_the_training_in_another_order_are_refused(
+    runs: dict[str, TrainResult], tmp_path: Path
+) -> None:
+    said = failing(
+        [
+            "evaluate",
+            f"checkpoint={runs['front+side'].checkpoint}",
+            "camera=side+front",
+            f"run={tmp_path / 'run'}",
+        ]
+    )
+    assert "was trained with camera=front+side, in this order" in said
+
+
 def test_a_verb_for_one_camera_says_so(runs: dict[str, TrainResult], tmp_path: Path) -> None:
     said = failing(
         [

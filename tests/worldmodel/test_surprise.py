@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldmodel import surprise
+from worldmodel import cli, surprise
 from worldmodel.checkpoint import fingerprint
 from worldmodel.data import open_source
 from worldmodel.data.episode import Episode, EpisodeMetadata
@@ -255,3 +255,10 @@ def test_recordings_are_ranked_and_written(spot_store, calibration, make_world, 
     assert written["flagged"] == [i for i in source.ids() if ranked[i].flagged]
     assert len(list(tmp_path.glob("*.png"))) == 2
     assert surprise_table(ranked, lines=1).splitlines()[1].split()[0] == str(first)
+
+
+@pytest.mark.parametrize("checkpoint", ["null", "watch", "default"])
+def test_a_shipped_calibration_is_not_written_over(checkpoint: str, capsys, tmp_path) -> None:
+    words = ["surprise", f"data={tmp_path}", "calibrate=true", f"checkpoint={checkpoint}"]
+    assert cli.main(words) == 2
+    assert "the shipped model's folder is not written to" in capsys.readouterr().err

@@ -119,7 +119,19 @@ def load_world(
             f"{config.checkpoint} sees {views} cameras at once, and this verb shows one; train a "
             "model of one camera for it (camera=... with one name)"
         )
+    if views > 1:
+        _check_order(config.checkpoint, config.camera)
     return world
+
+
+def _check_order(checkpoint: str, camera: str) -> None:
+    """Refuses the cameras that a model was trained with in another order: nothing else would."""
+    from worldmodel.checkpoint import read_config
+    from worldmodel.views import camera_names
+
+    trained = read_config(checkpoint)["provenance"].get("camera", camera)
+    if camera != trained and set(camera_names(camera)) == set(camera_names(trained)):
+        raise UserError(f"{checkpoint} was trained with camera={trained}, in this order")
 
 
 def _load_world(config: "DictConfig", shipped: Path | None) -> Any:

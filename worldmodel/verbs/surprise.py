@@ -68,16 +68,14 @@ def surprise(config: "DictConfig", *, call: Call) -> int:
 
 
 def _calibration_path(config: "DictConfig") -> Path:
-    from worldmodel.checkpoint import WATCH_CHECKPOINT, folder_of
+    from worldmodel.checkpoint import SHIPPED, WATCH_CHECKPOINT, folder_of
     from worldmodel.surprise import CALIBRATION_FILE
 
     if config.calibration is not None:
         return Path(config.calibration)
-    if config.checkpoint is None:
-        if config.calibrate:
-            raise UserError("say calibration=FILE: the shipped model's folder is not written to")
-        return WATCH_CHECKPOINT / CALIBRATION_FILE
-    folder = folder_of(config.checkpoint)
+    folder = WATCH_CHECKPOINT if config.checkpoint is None else folder_of(config.checkpoint)
+    if config.calibrate and folder.resolve() in [one.resolve() for one in SHIPPED.values()]:
+        raise UserError("say calibration=FILE: the shipped model's folder is not written to")
     if not folder.is_dir():
         raise UserError(
             f"{config.checkpoint} is no folder of a model of ours; say calibration=FILE"
