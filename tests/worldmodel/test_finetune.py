@@ -148,10 +148,11 @@ def test_another_view_of_the_frames_is_refused(
 
 
 def test_a_predictor_of_the_stem_alone_is_trained_and_read_again(
-    spot_store: Path, tmp_path: Path
+    spot_store: Path, tmp_path: Path, capsys
 ) -> None:
     words = [
         "train",
+        "state_weight=0",
         f"data={spot_store}",
         "encoder_checkpoint=default",
         "encoder_blocks=0",
@@ -169,6 +170,7 @@ def test_a_predictor_of_the_stem_alone_is_trained_and_read_again(
         f"run={tmp_path / 'run'}",
     ]
     assert cli.main(words) == 0
+    assert "/model planner.search.num_proposals=0\n" in capsys.readouterr().out  # it has no head
     world = checkpoint.load(tmp_path / "run" / "model")
     assert isinstance(world.encoder, VideoEncoder) and world.encoder.depth == 0
     assert world.predictor.grid_size == (8, 8)

@@ -294,7 +294,8 @@ def train(config: "DictConfig", *, call: Call) -> int:
     print(f"curves: {run / 'curves.png'}")
     if config.embodiment == "end_effector":  # the other verbs speak in poses
         view = "" if config.camera == "exterior" else f" camera={config.camera}"
-        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}{view}")
+        alone = "" if config.state_weight else " planner.search.num_proposals=0"
+        print(f"next: worldmodel evaluate checkpoint={result.checkpoint}{view}{alone}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:
