@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldmodel.planners.checks import require_count
@@ -48,10 +48,15 @@ class GateState:
 class Gate(Protocol):
     """What a controller asks once per control step, when it has seen what its action did."""
 
+    def see(
+        self, frames: UInt8[Tensor, "batch 1 *views height width 3"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Returns what the gate needs of the frames, for `judge`; RGB, one time step."""
+        ...
+
     def judge(
         self,
         states: Sequence[GateState],
-        world: WorldModel,
         *,
         before: Float[Tensor, "batch tokens dim"],
         proprio: Float[Tensor, "batch 7"],
@@ -62,11 +67,10 @@ class Gate(Protocol):
 
         Args:
             states: Of each arm, as this method returned them one step ago.
-            world: Predicts what should have been seen.
-            before: Latents seen before the step.
+            before: What `see` made of the frames before the step.
             proprio: Arm state measured with them.
             action: Change of proprio over the step, as measured.
-            after: Latents seen now.
+            after: What `see` makes of the frames now.
         """
         ...
 
@@ -77,12 +81,16 @@ class SurpriseGate:
     A score above `slow_above` is surprising, one up to `calm_below` is calm, one in between changes
     no count but breaks a row of calm steps. Higher scores never give a milder verdict.
 
+    It has a world model of its own, which may be the one that plans or one that sees what planning
+    does not need. It runs in single precision, whatever the planner does: so it was calibrated.
+
     A camera that froze cannot be told from a scene at rest while the arm holds: the gate then lets
     go after `calm_steps`, and holds again when the arm has moved.
     """
 
     def __init__(
         self,
+        world: WorldModel,
         score: Score,
         *,
         slow_above: float,
@@ -96,6 +104,7 @@ class SurpriseGate:
         """Builds a gate.
 
         Args:
+            world: Predicts what should have been seen.
             score: Surprise of one step, such as `SurpriseCalibration.step_surprise`.
             slow_above: Score from which a step is surprising, such as the 99 % quantile of clean
                 steps.
@@ -119,16 +128,24 @@ class SurpriseGate:
         require_count("calm_steps", calm_steps, low=1)
         if not 0 < slow_scale <= 1:
             raise ValueError(f"slow_scale must be above 0 and up to 1, got {slow_scale}")
+        self.world = world
         self.score = score
         self.slow_above, self.hold_above, self.calm_below = slow_above, hold_above, calm_below
         self.replan_after, self.hold_after = replan_after, hold_after
         self.calm_steps, self.slow_scale = calm_steps, slow_scale
 
     @torch.inference_mode()
+    def see(
+        self, frames: UInt8[Tensor, "batch 1 *views height width 3"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Returns the latents of the frames, see `Gate.see`."""
+        with torch.autocast(frames.device.type, enabled=False):
+            return self.world.encode(frames)[:, 0]
+
+    @torch.inference_mode()
     def judge(
         self,
         states: Sequence[GateState],
-        world: WorldModel,
         *,
         before: Float[Tensor, "batch tokens dim"],
         proprio: Float[Tensor, "batch 7"],
@@ -142,8 +159,9 @@ class SurpriseGate:
         """
         if len(states) != len(before):
             raise ValueError(f"there are {len(states)} states but latents of {len(before)} arms")
-        predicted = world.predict(before[:, None], proprio[:, None], action[:, None])[:, 0]
-        scores = self.score(before, predicted, after).tolist()
+        with torch.autocast(before.device.type, enabled=False):
+            predicted = self.world.predict(before[:, None], proprio[:, None], action[:, None])[:, 0]
+            scores = self.score(before, predicted, after).tolist()
         return tuple(map(self.advance, states, scores))
 
     def advance(self, state: GateState, score: float) -> GateState:

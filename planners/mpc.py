@@ -270,12 +270,14 @@ class MPC:
         under_way = [NO_ACTIONS] * len(chosen) if committed is None else list(committed)
         _check_number("committed", len(under_way), chosen)
         measured = _proprio_tensor(proprio, num_arms=len(chosen))
-        latents = self._encode(images)  # (B, 1, N, D)
+        frames = self._frames(images)
+        latents = self.world.encode(frames)  # (B, 1, N, D)
         measured = measured.to(latents.device)
         before = list(states)
         for k, arm in enumerate(states):
             states[k] = arm.seeing(latents[k : k + 1], measured[k : k + 1], most=self.num_context)
-        self._judge(before, states)
+        if self.gate is not None:
+            self._judge(self.gate, frames, before, states)
 
         switched: list[SwitchReason | None] = [None] * len(states)
         for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
@@ -360,24 +362,24 @@ class MPC:
         observation = _observation([tuple(context)])
         return self._ahead(observation, [committed]), arm.goal
 
-    def _judge(self, before: "list[_Arm]", states: "list[_Arm]") -> None:
+    def _judge(
+        self, gate: Gate, frames: Tensor, before: "list[_Arm]", states: "list[_Arm]"
+    ) -> None:
         """Lets the gate look at what the last actions did, and drops the plans it distrusts."""
-        moved = [k for k, arm in enumerate(before) if arm.context and arm.steps]
-        if self.gate is None or not moved:
+        seen = gate.see(frames)
+        for k, arm in enumerate(states):
+            states[k] = replace(arm, watched=seen[k : k + 1])
+        moved = [k for k, arm in enumerate(before) if arm.watched is not None and arm.steps]
+        if not moved:
             return
-        past = torch.cat([before[k].context[-1][0][:, 0] for k in moved])  # (B, N, D)
-        now = torch.cat([states[k].context[-1][0][:, 0] for k in moved])
+        past = torch.cat([_watched(before[k]) for k in moved])
+        now = torch.cat([_watched(states[k]) for k in moved])
         was = torch.cat([before[k].context[-1][1][:, 0] for k in moved])  # (B, P)
         is_ = torch.cat([states[k].context[-1][1][:, 0] for k in moved])
         with torch.autocast(was.device.type, enabled=False):  # poses keep single precision
             action = action_between(was, is_)
-        verdicts = self.gate.judge(
-            [states[k].gate for k in moved],
-            self.world,
-            before=past,
-            proprio=was,
-            action=action,
-            after=now,
+        verdicts = gate.judge(
+            [states[k].gate for k in moved], before=past, proprio=was, action=action, after=now
         )
         for k, verdict in zip(moved, verdicts, strict=True):
             states[k] = states[k].judged(verdict)
@@ -445,9 +447,11 @@ class MPC:
         return self.switch.on_planning(gain=float(arm.plan.gain[0]), actions=actions)
 
     def _encode(self, images: np.ndarray) -> Tensor:
-        # A copy: the array may be read-only, or the camera's own buffer.
-        frames = torch.from_numpy(np.array(images)).to(self.device)
-        return self.world.encode(frames[:, None])  # (B, 1, N, D)
+        return self.world.encode(self._frames(images))  # (B, 1, N, D)
+
+    def _frames(self, images: np.ndarray) -> Tensor:
+        """Returns frames (B, 1, ...); a copy: the array may be read-only, or the camera's own."""
+        return torch.from_numpy(np.array(images)).to(self.device)[:, None]
 
     def _chosen(self, arms: Sequence[int] | None) -> list[int]:
         chosen = list(range(self.num_arms)) if arms is None else list(arms)
@@ -487,6 +491,7 @@ class _Arm:
     age: int = 0  # steps executed since the plan was made
     pending: np.ndarray = field(default_factory=lambda: NO_ACTIONS)  # of the plan
     gate: GateState = GateState()
+    watched: Tensor | None = None  # (1, ...) what the gate saw last
 
     @classmethod
     def seeded(cls, seed: int) -> "_Arm":
@@ -501,8 +506,8 @@ class _Arm:
         return self.steps > 0 and self.stage + 1 < len(self.stages)
 
     def heading_for(self, stages: tuple[_Stage, ...], stage: int = 0) -> "_Arm":
-        fresh = _Arm(generator=self.generator, context=self.context, gate=self.gate)
-        return replace(fresh, stages=stages, stage=stage)
+        fresh = _Arm(generator=self.generator, context=self.context, watched=self.watched)
+        return replace(fresh, stages=stages, stage=stage, gate=self.gate)
 
     def going_on(self) -> "_Arm":
         return self.heading_for(self.stages, self.stage + 1)
@@ -538,6 +543,11 @@ def _slowed(bounds: ActionBounds, scale: float) -> ActionBounds:
     scales = torch.full_like(bounds.high, scale if scale else 1.0)
     scales[GRIPPER] = 1.0
     return ActionBounds(low=bounds.low * scales, high=bounds.high * scales)
+
+
+def _watched(arm: _Arm) -> Tensor:
+    assert arm.watched is not None
+    return arm.watched
 
 
 def _energies(states: Sequence[_Arm]) -> list[float]:

@@ -17,7 +17,8 @@ from worldmodel.envs.violations import CONTROL, KINDS, PhysicsPair, Recording, m
 from worldmodel.jepa import JEPA
 from worldmodel.results import wilson_interval
 from worldmodel.runs import describe_machine, write_json
-from worldmodel.surprise import EpisodeSurprise, SurpriseCalibration, episode_surprise
+from worldmodel.surprise import EpisodeSurprise, episode_surprise
+from worldmodel.surprise_calibration import SurpriseCalibration
 from worldmodel.surprise_page import frames_around, write_pictures
 
 

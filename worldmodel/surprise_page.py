@@ -10,13 +10,8 @@ from tqdm import tqdm
 from worldmodel.data.source import Source
 from worldmodel.jepa import JEPA
 from worldmodel.runs import describe_machine, write_json
-from worldmodel.surprise import (
-    LEVEL,
-    QUESTIONS,
-    EpisodeSurprise,
-    SurpriseCalibration,
-    episode_surprise,
-)
+from worldmodel.surprise import EpisodeSurprise, episode_surprise
+from worldmodel.surprise_calibration import LEVEL, QUESTIONS, SurpriseCalibration
 from worldmodel.video import DISTANCE, ENERGY, FAINT, INK, MUTED
 
 _QUESTION_COLORS = ("#0d9488", "#7c3aed")
@@ -75,7 +70,7 @@ def surprise_table(ranked: dict[int, EpisodeSurprise], *, lines: int = 10) -> st
     rows = ["episode  frame  surprise  line      p  because"]
     for i, surprise in list(ranked.items())[:lines]:
         worst = surprise.worst
-        because = QUESTIONS[int(np.argmax(surprise.questions[worst]))]
+        because = QUESTIONS[int(np.argmax(surprise.judgement.questions[worst]))]
         rows.append(
             f"{i:>7}  {surprise.rows[worst]:>5}  {surprise.scores[worst]:>8.2f}  "
             f"{surprise.threshold:>4.2f}  {surprise.p_value:>5.2g}  {because}"
@@ -125,7 +120,13 @@ def draw_course(surprise: EpisodeSurprise, *, name: str) -> Figure:
     scores, errors = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     rows = surprise.rows
     for i, question in enumerate(QUESTIONS):
-        scores.plot(rows, surprise.questions[:, i], lw=1, color=_QUESTION_COLORS[i], label=question)
+        scores.plot(
+            rows,
+            surprise.judgement.questions[:, i],
+            lw=1,
+            color=_QUESTION_COLORS[i],
+            label=question,
+        )
     scores.plot(rows, surprise.scores, "o-", color=ENERGY, lw=2, ms=3, label="surprise")
     scores.axhline(
         surprise.threshold,
@@ -135,7 +136,7 @@ def draw_course(surprise: EpisodeSurprise, *, name: str) -> Figure:
         label=f"{LEVEL:.0%} of clean episodes cross this",
     )
     scores.plot(rows[surprise.worst], surprise.scores[surprise.worst], "X", color=DISTANCE, ms=9)
-    scores.set_ylim(bottom=min(-1.0, 1.1 * float(surprise.questions.min().clip(-3))))
+    scores.set_ylim(bottom=min(-1.0, 1.1 * float(surprise.judgement.questions.min().clip(-3))))
     verdict = "flagged" if surprise.flagged else "not flagged"
     scores.set_title(
         f"{name}: {verdict}, p = {surprise.p_value:.2g}, most surprising at frame "
@@ -145,10 +146,18 @@ def draw_course(surprise: EpisodeSurprise, *, name: str) -> Figure:
         color=INK,
     )
     errors.plot(
-        rows, surprise.prediction.errors.mean(axis=1), color=ENERGY, lw=1.5, label="prediction"
+        rows,
+        surprise.judgement.prediction.errors.mean(axis=1),
+        color=ENERGY,
+        lw=1.5,
+        label="prediction",
     )
     errors.plot(
-        rows, surprise.prediction.changes.mean(axis=1), color=MUTED, lw=1.5, label="no change"
+        rows,
+        surprise.judgement.prediction.changes.mean(axis=1),
+        color=MUTED,
+        lw=1.5,
+        label="no change",
     )
     errors.set_ylim(bottom=0)
     errors.set_xlabel("frame", fontsize=8.5, color=MUTED)
@@ -162,7 +171,7 @@ def draw_course(surprise: EpisodeSurprise, *, name: str) -> Figure:
 
 def draw_worst_step(surprise: EpisodeSurprise, frames: np.ndarray, *, name: str) -> Figure:
     """Draws the pictures around the most surprising step, and where in it the surprise lies."""
-    row, worst = surprise.rows[surprise.worst], surprise.patch_scores[surprise.worst]
+    row, worst = surprise.rows[surprise.worst], surprise.judgement.patches[surprise.worst]
     figure = Figure(figsize=(11, 2.9), dpi=110, layout="constrained", facecolor="white")
     cells = figure.subplots(1, 5)
     titles = ("two before", "one before", f"frame {row}", "where", "one after")
@@ -216,7 +225,7 @@ def _quieten(axes: Axes) -> None:
 
 
 def _to_json(surprise: EpisodeSurprise) -> dict[str, object]:
-    questions = zip(QUESTIONS, surprise.questions.T, strict=True)
+    questions = zip(QUESTIONS, surprise.judgement.questions.T, strict=True)
     return {
         "flagged": surprise.flagged,
         "p_value": surprise.p_value,
@@ -225,7 +234,7 @@ def _to_json(surprise: EpisodeSurprise) -> dict[str, object]:
         "frames": surprise.rows.tolist(),
         "scores": np.round(surprise.scores, 4).tolist(),
         **{name: np.round(values, 4).tolist() for name, values in questions},
-        "errors": np.round(surprise.prediction.errors.mean(axis=1), 5).tolist(),
-        "copy_errors": np.round(surprise.prediction.changes.mean(axis=1), 5).tolist(),
-        "worst_patches": np.round(surprise.patch_scores[surprise.worst], 3).tolist(),
+        "errors": np.round(surprise.judgement.prediction.errors.mean(axis=1), 5).tolist(),
+        "copy_errors": np.round(surprise.judgement.prediction.changes.mean(axis=1), 5).tolist(),
+        "worst_patches": np.round(surprise.judgement.patches[surprise.worst], 3).tolist(),
     }

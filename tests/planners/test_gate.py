@@ -10,9 +10,17 @@ def distance(before, predicted, after):
     return (after - predicted).abs().mean(dim=(1, 2))
 
 
-def make_gate(**changes) -> SurpriseGate:
+class Unasked:
+    """A world for what needs none."""
+
+    def encode(self, frames): ...
+    def predict(self, latents, proprio, actions): ...
+    def rollout(self, latents, proprio, actions): ...
+
+
+def make_gate(world=None, **changes) -> SurpriseGate:
     settings = {"slow_above": 1.0, "hold_above": 2.0, "calm_below": 0.5} | changes
-    return SurpriseGate(distance, **settings)
+    return SurpriseGate(world or Unasked(), distance, **settings)
 
 
 def verdicts(scores, **changes) -> list[str]:
@@ -70,7 +78,7 @@ def test_what_was_long_ago_is_forgotten(scores):
 
 
 def test_arms_are_judged_by_their_own_prediction_errors(toy):
-    gate, world = make_gate(), toy.mixed
+    gate, world = make_gate(toy.mixed), toy.mixed
     start = toy.start.expand(3, 7)
     action = torch.tensor([[0.05, 0, 0, 0, 0, 0, 0], [0.0] * 7, [0.0, 0.05, 0, 0, 0, 0, 0]])
     before = world.latents_of(start)
@@ -78,22 +86,45 @@ def test_arms_are_judged_by_their_own_prediction_errors(toy):
     after[1] += torch.tensor(1.5)  # but what arm 1 sees has changed by itself
     after[2] += torch.tensor(9.0)
     step = {"before": before, "proprio": start, "action": action, "after": after}
-    states = gate.judge((GateState(),) * 3, world, **step)
+    states = gate.judge((GateState(),) * 3, **step)
     assert [state.verdict for state in states] == ["ok", "slow", "hold"]
     assert [state.scale for state in states] == [1.0, 0.5, 0.0]
     assert [state.score for state in states] == pytest.approx([0.0, 1.5, 9.0], abs=1e-5)
-    states = gate.judge(states, world, **step)
+    states = gate.judge(states, **step)
     assert [state.verdict for state in states] == ["ok", "replan", "hold"]
 
 
 def test_what_cannot_be_judged_is_refused(toy):
-    gate, world = make_gate(), toy.mixed
+    gate, world = make_gate(toy.mixed), toy.mixed
     before = world.latents_of(toy.start)
     step = {"proprio": toy.start, "action": torch.zeros(1, 7), "before": before}
     with pytest.raises(ValueError, match="are its latents finite"):
-        gate.judge([GateState()], world, **step, after=before * float("nan"))
+        gate.judge([GateState()], **step, after=before * float("nan"))
     with pytest.raises(ValueError, match="2 states but latents of 1 arms"):
-        gate.judge([GateState()] * 2, world, **step, after=before)
+        gate.judge([GateState()] * 2, **step, after=before)
+
+
+def test_a_gate_judges_in_single_precision_whatever_the_planner_does(toy):
+    """It was calibrated so; half precision alone would look like small errors everywhere."""
+    frames = torch.from_numpy(toy.image_of(toy.start[0].numpy()))[None, None]
+    dtypes = []
+
+    class Watching(Unasked):
+        def encode(self, frames):
+            dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return toy.mixed.encode(frames)
+
+        def predict(self, latents, proprio, actions):
+            dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return toy.mixed.predict(latents, proprio, actions)
+
+    gate = make_gate(Watching())
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = gate.see(frames)
+        step = {"before": seen, "proprio": toy.start[:1], "action": torch.zeros(1, 7)}
+        gate.judge([GateState()], **step, after=seen)
+    assert dtypes == [torch.float32] * 2
+    torch.testing.assert_close(seen, toy.mixed.encode(frames)[:, 0])
 
 
 @pytest.mark.parametrize(

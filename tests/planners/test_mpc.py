@@ -546,8 +546,9 @@ def test_refuses_bounds_the_arm_could_never_follow(toy):
 # --- The surprise gate --------------------------------------------------------------------------
 
 
-def surprise_gate(score):
+def surprise_gate(world, score):
     return SurpriseGate(
+        world,
         score,
         calm_below=0.001,
         slow_above=0.01,
@@ -566,7 +567,7 @@ def test_a_gate_that_sees_nothing_odd_changes_nothing(toy):
     start = toy.start[0].numpy()
     goal = toy.image_of(integrate(start, np.float32(move(x=0.2, y=-0.2))))
     courses = []
-    for gate in (None, surprise_gate(prediction_error)):
+    for gate in (None, surprise_gate(toy.mixed, prediction_error)):
         mpc = controller(toy.mixed, cem(), gate=gate)
         mpc.set_goal(goal)
         courses.append(drive(mpc, toy, start, steps=4)[1])
@@ -576,7 +577,7 @@ def test_a_gate_that_sees_nothing_odd_changes_nothing(toy):
 def test_the_gate_slows_replans_and_holds_and_lets_go(toy):
     scores = iter([0.0, 0.05, 0.05, 0.05, 0.0, 0.0, 0.0])
     planner = Script([move(x=0.3, grip=0.3)])
-    gate = surprise_gate(lambda before, predicted, after: torch.tensor([next(scores)]))
+    gate = surprise_gate(toy.mixed, lambda *latents: torch.tensor([next(scores)]))
     mpc = controller(toy.mixed, planner, plan_bounds=FAR, gate=gate, replan_every=100)
     start = toy.start[0].numpy()
     mpc.set_goal(toy.image_of(start))
@@ -597,8 +598,11 @@ def test_the_gate_slows_replans_and_holds_and_lets_go(toy):
 def test_the_gate_is_asked_about_the_measured_step_of_each_arm(toy):
     asked = []
 
-    class Asking:
-        def judge(self, states, world, **step):
+    class Asking:  # with a world of its own: the planner's latents are others
+        def see(self, frames):
+            return toy.separable.encode(frames)[:, 0]
+
+        def judge(self, states, **step):
             asked.append(step)
             return tuple(states)
 
@@ -612,8 +616,13 @@ def test_the_gate_is_asked_about_the_measured_step_of_each_arm(toy):
     mpc.act(np.stack([toy.image_of(end) for end in ends]), np.stack(ends))
     [step] = asked
     np.testing.assert_allclose(step["action"], [move(x=0.01), move(y=0.02)], atol=1e-6)
-    torch.testing.assert_close(step["before"], toy.mixed.latents_of(step["proprio"]))
-    torch.testing.assert_close(step["after"], toy.mixed.latents_of(torch.tensor(np.stack(ends))))
+    torch.testing.assert_close(step["before"], toy.separable.latents_of(step["proprio"]))
+    seen = toy.separable.latents_of(torch.tensor(np.stack(ends)))
+    torch.testing.assert_close(step["after"], seen)
+    mpc.set_goals([[GoalImage(images[0])], [GoalImage(images[1])]])  # a new goal is no new past
+    mpc.act(np.stack([toy.image_of(end) for end in ends]), np.stack(ends))
+    mpc.act(images, np.stack([start, start]), arms=[0, 1])
+    torch.testing.assert_close(asked[-1]["before"], seen)
 
 
 # --- Actions under way, and decisions made again -------------------------------------------------

@@ -9,7 +9,7 @@ from worldmodel import checkpoint
 from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.jepa import JEPA
 from worldmodel.state_head import StateHead
-from worldmodel.surprise import CALIBRATION_FILE, load_calibration
+from worldmodel.surprise_calibration import CALIBRATION_FILE, load_calibration
 
 
 @torch.inference_mode()

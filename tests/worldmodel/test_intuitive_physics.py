@@ -2,10 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
+import torch
 
-from worldmodel import checkpoint
+from worldmodel import checkpoint, error_model
 from worldmodel.envs.cameras import choose_backend
 from worldmodel.envs.expert import make_policy
 from worldmodel.envs.franka_env import FrankaEnv
@@ -17,22 +17,29 @@ from worldmodel.intuitive_physics import (
     measure_physics,
     physics_table,
 )
-from worldmodel.surprise import (
-    CALIBRATION_FILE,
-    Prediction,
-    episode_surprise,
-    fit_calibration,
-    load_calibration,
-)
+from worldmodel.surprise import episode_surprise
+from worldmodel.surprise_calibration import CALIBRATION_FILE, fit_calibration, load_calibration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_lessons():
+    """An error model of made-up latents has little to learn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(error_model, "UPDATES", 300)
+        yield
 
 
 def quiet_calibration(steps: int):
-    rng = np.random.default_rng(0)
-    clean = [
-        Prediction(*rng.uniform(0.1, 0.2, (3, steps, 16)), unseen=rng.uniform(0, 0.1, steps))
-        for _ in range(30)
-    ]
-    return fit_calibration(clean, merge=2, model="m", camera="exterior", recordings="made up")
+    drawn = torch.Generator().manual_seed(0)
+    clean = []
+    for _ in range(30):
+        before = torch.randn(steps, 4, 96, generator=drawn)
+        predicted, after = (
+            before + 0.1 * torch.randn(steps, 4, 96, generator=drawn) for _ in range(2)
+        )
+        clean.append((before, predicted, after))
+    about = {"model": "m", "camera": "exterior", "recordings": "made up"}
+    return fit_calibration(clean, merge=2, **about, progress=False)
 
 
 def test_every_kind_is_played_scored_and_drawn(make_world, tmp_path):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from worldmodel.closed_loop import PlannerSettings
     from worldmodel.landscape import Pair
-    from worldmodel.planners.gate import Gate
+    from worldmodel.planners.gate import SurpriseGate
 
 
 def planner_settings(config: "DictConfig", world: Any) -> "PlannerSettings":
@@ -48,7 +48,7 @@ def planner_settings(config: "DictConfig", world: Any) -> "PlannerSettings":
         subgoals=planner.subgoals,
         switch=SwitchRule(**planner.switch),
         gripper_snap=planner.gripper_snap,
-        gate=None if planner.gate is None else _gate(planner.gate, config, world),
+        gate=_gate(planner.gate, planner.gate_calibration, config, world),
         camera_rotation=_camera_rotation(planner.camera_rotation, config, world),
         precision=planner.precision,
     )
@@ -64,13 +64,29 @@ def _camera_rotation(path: str | None, config: "DictConfig", world: Any) -> "np.
     return load_camera_rotation(path, model=fingerprint(world), camera=config.camera)
 
 
-def _gate(path: str, config: "DictConfig", world: Any) -> "Gate":
-    """Returns the gate whose thresholds are quantiles of a calibration."""
+def _gate(
+    model: str | None, path: str | None, config: "DictConfig", world: Any
+) -> "SurpriseGate | None":
+    """Returns the gate of a model that watches; its thresholds are quantiles of a calibration."""
+    from worldmodel.checkpoint import folder_of, load
     from worldmodel.planners.gate import SurpriseGate
-    from worldmodel.surprise import load_calibration
+    from worldmodel.surprise_calibration import CALIBRATION_FILE, load_calibration
+    from worldmodel.training import select_device
 
-    calibration = load_calibration(path, world=world, camera=config.camera)
+    if model is None:
+        if path is not None:
+            raise UserError("planner.gate_calibration is of planner.gate, which names no model")
+        return None
+    watcher = load(model).to(select_device(config.device))
+    if watcher.control_hz != world.control_hz:
+        raise UserError(
+            f"planner.gate={model} predicts {watcher.control_hz} frames a second, and the model "
+            f"that plans {world.control_hz}; a gate needs the same"
+        )
+    file = folder_of(model) / CALIBRATION_FILE if path is None else Path(path)
+    calibration = load_calibration(file, world=watcher, camera=config.camera)
     return SurpriseGate(
+        watcher,
         calibration.step_surprise,
         calm_below=calibration.step_quantile(0.90),
         slow_above=calibration.step_quantile(0.99),

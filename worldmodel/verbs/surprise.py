@@ -20,7 +20,8 @@ def surprise(config: "DictConfig", *, call: Call) -> int:
     """Scores recordings, measures the physics test, or calibrates; status 1 if one is flagged."""
     from worldmodel.checkpoint import WATCH_CHECKPOINT
     from worldmodel.names import unknown
-    from worldmodel.surprise import calibrate, load_calibration
+    from worldmodel.surprise import calibrate
+    from worldmodel.surprise_calibration import load_calibration
     from worldmodel.training import select_device
 
     if config.test not in (None, "physics"):
@@ -69,7 +70,7 @@ def surprise(config: "DictConfig", *, call: Call) -> int:
 
 def _calibration_path(config: "DictConfig") -> Path:
     from worldmodel.checkpoint import SHIPPED, WATCH_CHECKPOINT, folder_of
-    from worldmodel.surprise import CALIBRATION_FILE
+    from worldmodel.surprise_calibration import CALIBRATION_FILE
 
     if config.calibration is not None:
         return Path(config.calibration)
