@@ -18,6 +18,7 @@ from worldmodel.pose import PROPRIO_SIZE, integrate
 
 SUBSTEP_HZ = 20.0
 CARRY_HEIGHT = 0.12  # [m] above where an object is taken or put
+STAGE_MARGIN = 4  # control steps a planner is given for a stage beyond twice the expert's
 _PLACEMENTS = 100  # draws of a start before giving up
 
 
@@ -241,6 +242,32 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
     def render(self) -> np.ndarray | None:
         """Return a larger image (render_size, render_size, 3) uint8 RGB, None without a mode."""
         return None if self.render_mode is None else self._draw(self.camera, self.render_size)
+
+    def _demonstrate(self, most_steps: int) -> tuple[tuple[Subgoal, ...], bool]:
+        """Let the expert go on from here; return what it showed, and whether it solved the task."""
+        self._command = self._proprio()
+        follow, begun = self.expert(), 0
+        subgoals: list[Subgoal] = []
+        for step in range(most_steps):
+            proprio = self._proprio()
+            follow.update(proprio)
+            if len(follow.ended) > len(subgoals):
+                subgoals.append(self._subgoal(follow.ended[-1], steps=step - begun))
+                begun = step
+            if follow.done:
+                break
+            self._move(follow.action(proprio))
+        return tuple(subgoals), follow.done and self._solved()
+
+    def _subgoal(self, name: str, *, steps: int) -> Subgoal:
+        """Return what is seen now, as the end of a stage that took so many steps."""
+        return Subgoal(
+            name=name,
+            image=self._draw(self.camera, self.image_size),
+            proprio=self._proprio().astype(np.float32),
+            features=self.features(),
+            max_steps=2 * steps + STAGE_MARGIN,
+        )
 
     def _move(self, action: np.ndarray) -> bool:
         """Execute one action; return whether the benchmark was solved at any substep."""

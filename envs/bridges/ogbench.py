@@ -43,8 +43,9 @@ class OGBenchEnv(GoalImageEnv):
 
     Goals are OGBench's own: each of five tasks has a place for every cube; the goal image shows the
     cubes there and the arm at a random pose, so a goal image says nothing about where the arm
-    should end. Success is OGBench's: every cube within 4 cm of its place. Distance: of the cube
-    that is farthest from its place.
+    should end. It is the last of the `subgoals`; those before it, which OGBench does not have, show
+    the stages of our scripted expert. Success is OGBench's: every cube within 4 cm of its place.
+    Distance: of the cube that is farthest from its place.
 
     Reset options: ``task_id``, 1 to 5; by default drawn.
     """
@@ -137,17 +138,23 @@ class OGBenchEnv(GoalImageEnv):
             raise ValueError(f"task_id must be 1 to {number}, got {task_id!r}")
         seed = int(self.np_random.integers(2**31))
         image, goal = self._scene.reset_from(seed, task_id=task_id)
-        self.subgoals = (
-            Subgoal(
-                name="goal",
-                image=image,
-                proprio=goal[:7].astype(np.float32),
-                features=goal[7:],
-                max_steps=round(TASKS[self.task_name.removeprefix("ogbench/")] / self._substeps),
-            ),
+        steps = round(TASKS[self.task_name.removeprefix("ogbench/")] / self._substeps)
+        there = Subgoal(
+            name="goal",
+            image=image,
+            proprio=goal[:7].astype(np.float32),
+            features=goal[7:],
+            max_steps=steps,
         )
+        stages: tuple[Subgoal, ...] = ()
+        solved = True
+        if demonstrate:
+            start = self._state()
+            stages, solved = self._demonstrate(steps)
+            self._restore(start)
+        self.subgoals = (*stages, there)
         self._started = self._scene.data.time
-        return True
+        return solved
 
     def _proprio(self) -> np.ndarray:
         return self._scene.proprio()

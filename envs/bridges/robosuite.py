@@ -18,7 +18,7 @@ import numpy as np
 from worldmodel.envs.bridges.goal_env import GoalImageEnv, pick_and_place
 from worldmodel.envs.bridges.messages import read_message, write_message
 from worldmodel.envs.cameras import Backend
-from worldmodel.envs.franka_env import MAX_ACTION, Subgoal
+from worldmodel.envs.franka_env import MAX_ACTION
 from worldmodel.envs.waypoints import Waypoint
 from worldmodel.pose import (
     ACTION_SIZE,
@@ -47,7 +47,6 @@ It may ask for 5 cm at most, so fast moves lag whatever the gain; docs/bridges.m
 """
 
 _EXPERT_STEPS = 60  # control steps the expert may take to make the goal image
-_STAGE_MARGIN = 4  # control steps a stage may take besides twice the expert's
 _WORKSPACE = np.array([[0.35, -0.35, -0.1], [0.8, 0.5, 0.5]])  # [m] from the robot's base
 _PLACES = np.array([[0.46, -0.1], [0.66, 0.1]])  # [m] where play puts things
 
@@ -144,36 +143,10 @@ class RobosuiteEnv(GoalImageEnv):
             self._goal_object = self._measured["goal"].copy()
             return True
         start = self._state()
-        self._command = self._proprio()
-        solved = self._demonstrate()
+        self.subgoals, solved = self._demonstrate(_EXPERT_STEPS)
         self._goal_object = self._measured["objects"][0].copy()
         self._restore(start)
         return solved
-
-    def _demonstrate(self) -> bool:
-        """Let the expert solve the task; return whether it did."""
-        follow, begun = self.expert(), 0
-        subgoals: list[Subgoal] = []
-        for step in range(_EXPERT_STEPS):
-            proprio = self._proprio()
-            follow.update(proprio)
-            if len(follow.ended) > len(subgoals):
-                subgoals.append(self._subgoal(follow.ended[-1], steps=step - begun))
-                begun = step
-            if follow.done:
-                break
-            self._move(follow.action(proprio))
-        self.subgoals = tuple(subgoals)
-        return follow.done and self._solved()
-
-    def _subgoal(self, name: str, *, steps: int) -> Subgoal:
-        return Subgoal(
-            name=name,
-            image=self._draw(self.camera, self.image_size),
-            proprio=self._proprio().astype(np.float32),
-            features=self.features(),
-            max_steps=2 * steps + _STAGE_MARGIN,
-        )
 
     def _proprio(self) -> np.ndarray:
         measured = self._measured

@@ -212,11 +212,28 @@ def test_ogbench_imagining_leaves_the_scene_and_comes_true(cube: GoalImageEnv) -
 
 def test_ogbench_goal_is_the_cube_in_its_place(cube: GoalImageEnv) -> None:
     observation, info = cube.reset(seed=5, options={"task_id": 1})
-    (goal,) = cube.subgoals
+    *stages, goal = cube.subgoals
+    assert [stage.name for stage in stages] == ["grasp", "carry", "place"]
+    grasp, carry, place = (stage.features for stage in stages)
+    np.testing.assert_allclose(grasp[:3], cube.features()[4:7], atol=0.015)  # the hand, at the cube
+    assert carry[6] > 0.08  # the cube is in the air
+    np.testing.assert_allclose(place[4:7], goal.features[4:7], atol=0.02)
     np.testing.assert_array_equal(observation["goal_image"], goal.image)
     np.testing.assert_allclose(goal.features[4:7], [0.425, -0.1, 0.02], atol=0.02)  # OGBench's own
     apart = np.linalg.norm(goal.features[4:7] - cube.features()[4:7])
     assert apart == pytest.approx(info["distance"], abs=0.02)
+
+
+def test_ogbench_scene_is_put_back_after_the_demonstration(cube: GoalImageEnv) -> None:
+    shown, info = cube.reset(seed=7)
+    start = cube.features()
+    unseen, other = cube.reset(seed=7, options={"demonstrate": False})
+    np.testing.assert_array_equal(shown["image"], unseen["image"])
+    np.testing.assert_array_equal(shown["proprio"], unseen["proprio"])
+    np.testing.assert_array_equal(start, cube.features())
+    assert info == other and info["timestamp"] == 0
+    assert [goal.name for goal in cube.subgoals] == ["goal"]
+    np.testing.assert_array_equal(shown["goal_image"], unseen["goal_image"])
 
 
 def test_ogbench_unknown_option_is_refused(cube: GoalImageEnv) -> None:
