@@ -2,9 +2,10 @@
 
     python docs/make_benchmark.py
 
-The numbers are those of benchmarks/leaderboard.json and of three files in benchmarks/results:
-benchmark.json, copied there from the run folder of `worldmodel benchmark`, and sweep.json and
-planning_sweep.json from those of `worldmodel sweep`, the latter of the shipped model.
+The numbers are those of benchmarks/leaderboard.json and of files in benchmarks/results:
+benchmark.json, benchmark_more.json and benchmark_strong.json, copied there from the run folders of
+`worldmodel benchmark`, and sweep.json and planning_sweep.json from those of `worldmodel sweep`, the
+latter of the shipped model.
 """
 
 import importlib.util
@@ -22,6 +23,7 @@ SCRIPT = "docs/make_benchmark.py"
 PAGE = ROOT / "docs" / "benchmark.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+BEYOND = ("benchmark_more.json", "benchmark_strong.json")  # tasks and variation without a target
 LEADERBOARD = ROOT / "benchmarks" / "leaderboard.json"
 NOTHING = "Not measured yet.\n"
 
@@ -34,6 +36,7 @@ def tables() -> dict[str, str]:
         "summary": summary(benchmark) if benchmark else NOTHING,
         "results": results_table(benchmark["rows"]) if benchmark else NOTHING,
         "targets": targets_table(benchmark["targets"]) if benchmark else NOTHING,
+        "beyond": beyond_text([read(RESULTS / name) for name in BEYOND]),
         "planning_sweep": sweep_text(planning) if planning else NOTHING,
         "sweep": sweep_text(sweep) if sweep else NOTHING,
         "leaderboard": leaderboard().leaderboard_table(rows) if rows else NOTHING,
@@ -57,6 +60,16 @@ def summary(benchmark: dict[str, Any]) -> str:
         f"Success of the planner, worst first: {worst_first(benchmark['rows'])}.\n\n"
         f"{provenance(benchmark)}\n"
     )
+
+
+def beyond_text(benchmarks: Sequence[dict[str, Any] | None]) -> str:
+    """Returns planner and expert of all that was measured, the worst numbers first."""
+    found = [benchmark for benchmark in benchmarks if benchmark is not None]
+    if not found:
+        return NOTHING
+    rows = [row for benchmark in found for row in benchmark["rows"]]
+    rows = [row for row in rows if row["policy"] in ("planner", "expert")]
+    return f"Worst first: {worst_first(rows)}.\n\n{results_table(rows)}\n{provenance(found[0])}\n"
 
 
 def provenance(benchmark: dict[str, Any]) -> str:

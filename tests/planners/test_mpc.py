@@ -619,10 +619,28 @@ def test_the_gate_is_asked_about_the_measured_step_of_each_arm(toy):
     torch.testing.assert_close(step["before"], toy.separable.latents_of(step["proprio"]))
     seen = toy.separable.latents_of(torch.tensor(np.stack(ends)))
     torch.testing.assert_close(step["after"], seen)
-    mpc.set_goals([[GoalImage(images[0])], [GoalImage(images[1])]])  # a new goal is no new past
-    mpc.act(np.stack([toy.image_of(end) for end in ends]), np.stack(ends))
-    mpc.act(images, np.stack([start, start]), arms=[0, 1])
-    torch.testing.assert_close(asked[-1]["before"], seen)
+
+
+def test_the_gate_judges_the_step_after_a_new_subgoal_too(toy):
+    judged = []
+
+    class Asking:
+        def see(self, frames):
+            return toy.mixed.encode(frames)[:, 0]
+
+        def judge(self, states, **step):
+            judged.append(len(states))
+            return tuple(states)
+
+    start = toy.start[0].numpy()
+    image = toy.image_of(start)
+    mpc = controller(toy.mixed, Script([move(x=0.05)]), gate=Asking())
+    mpc.set_goals(
+        [[GoalImage(image, max_steps=1), GoalImage(image, max_steps=1), GoalImage(image)]]
+    )
+    stages = [mpc.act(image[None], start[None])[0].stage for _ in range(4)]
+    assert stages == [0, 1, 2, 2]
+    assert judged == [1, 1, 1]
 
 
 # --- Actions under way, and decisions made again -------------------------------------------------
