@@ -310,17 +310,17 @@ def pick_and_place(
     to_x, to_y, to_z = (float(value) for value in put)
     above = max(z, to_z) + height
     carried = [
-        Waypoint((x, y, above), closed=False),
-        Waypoint((x, y, z), closed=False),
+        Waypoint((x, y, above), closed=False, stage="above"),
+        Waypoint((x, y, z), closed=False, stage="around"),
         Waypoint((x, y, z), closed=True, stage="grasp"),
     ]
     if not release:
         return [*carried, Waypoint((to_x, to_y, to_z), closed=True, stage="lift")]
     return [
         *carried,
-        Waypoint((x, y, above), closed=True),
+        Waypoint((x, y, above), closed=True, stage="lift"),
         Waypoint((to_x, to_y, above), closed=True, stage="carry"),
-        Waypoint((to_x, to_y, to_z), closed=True),
+        Waypoint((to_x, to_y, to_z), closed=True, stage="lower"),
         Waypoint((to_x, to_y, to_z), closed=False, stage="place"),
         Waypoint((to_x, to_y, above), closed=False),
     ]

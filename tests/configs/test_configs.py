@@ -82,8 +82,8 @@ def test_every_planner_says_how_the_controller_uses_it(name: str) -> None:
     from worldmodel.closed_loop import AXES, PlannerSettings
 
     config = compose("evaluate", [f"planner={name}"])
-    # The memory budget becomes the search's `chunk_size` before it gets there.
-    assert set(config.planner) - {"memory_mib"} == {
+    # The memory budget becomes the search's `chunk_size`, a calibration part of the gate.
+    assert set(config.planner) - {"memory_mib", "gate_calibration"} == {
         field.name for field in dataclasses.fields(PlannerSettings)
     }
     assert set(config.planner.axes) <= set(AXES)

@@ -213,8 +213,10 @@ def test_ogbench_imagining_leaves_the_scene_and_comes_true(cube: GoalImageEnv) -
 def test_ogbench_goal_is_the_cube_in_its_place(cube: GoalImageEnv) -> None:
     observation, info = cube.reset(seed=5, options={"task_id": 1})
     *stages, goal = cube.subgoals
-    assert [stage.name for stage in stages] == ["grasp", "carry", "place"]
-    grasp, carry, place = (stage.features for stage in stages)
+    names = ["above", "around", "grasp", "lift", "carry", "lower", "place"]
+    assert [stage.name for stage in stages] == names
+    _, around, grasp, _, carry, _, place = (stage.features for stage in stages)
+    assert around[3] < 0.1 < 0.3 < grasp[3]  # the hand is open until it is around the cube
     np.testing.assert_allclose(grasp[:3], cube.features()[4:7], atol=0.015)  # the hand, at the cube
     assert carry[6] > 0.08  # the cube is in the air
     np.testing.assert_allclose(place[4:7], goal.features[4:7], atol=0.02)
@@ -267,7 +269,7 @@ def lift() -> Iterator[GoalImageEnv]:
 @pytest.mark.slow
 def test_robosuite_expert_lifts_and_the_start_is_put_back(lift: GoalImageEnv) -> None:
     observation, info = lift.reset(seed=0)
-    assert [goal.name for goal in lift.subgoals] == ["grasp", "lift"]
+    assert [goal.name for goal in lift.subgoals] == ["above", "around", "grasp", "lift"]
     assert not info["success"] and info["distance"] > 0.05
     policy, rng = make_policy("expert", lift), np.random.default_rng(0)
     for _ in range(30):
