@@ -11,14 +11,22 @@ import numpy as np
 
 from worldmodel.envs.robots.access import pinned_tls, read_token
 from worldmodel.envs.robots.client import find_robot
-from worldmodel.envs.robots.interface import Command, RobotError
+from worldmodel.envs.robots.interface import Command, NotConnectedError, RobotError
 
 SPEED, LIFE_S, PERIOD_S = 0.1, 0.4, 0.1
 
 
 def main():
     url, certificate = sys.argv[1:]
-    robot = find_robot(url, token=read_token(None), tls=pinned_tls(certificate), timeout_s=30.0)
+    robot = None
+    while robot is None:  # a robot PC that is busy lets a handshake go
+        try:
+            robot = find_robot(
+                url, token=read_token(None), tls=pinned_tls(certificate), timeout_s=30
+            )
+        except NotConnectedError as error:
+            print(f"not yet: {error}", flush=True)
+            time.sleep(PERIOD_S)
     robot.connect(timeout_s=30.0)
     robot.arm(operator="planner")
     twist = np.array([0.0, SPEED, 0.0, 0.0, 0.0, 0.0])
