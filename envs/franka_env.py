@@ -15,7 +15,7 @@ from worldmodel.envs.control import Arm
 from worldmodel.envs.disturbance import Disturbance
 from worldmodel.envs.tasks import Task, make_task
 from worldmodel.envs.varied import apply
-from worldmodel.envs.waypoints import Follow
+from worldmodel.envs.waypoints import Follow, end_of_stages
 from worldmodel.pose import ACTION_SIZE, GRIPPER
 from worldmodel.views import camera_names, side_by_side
 
@@ -27,7 +27,7 @@ HOLD_STEPS = 3
 
 _EXPERT_STEPS = 80  # control steps the expert may take to make the goal images
 _PLACEMENTS = 100  # draws of a start before giving up
-_STAGE_MARGIN = 4  # control steps a stage may take besides twice the expert's
+STAGE_MARGIN = 4  # control steps a stage may take besides twice the expert's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -253,19 +253,12 @@ class FrankaEnv(gymnasium.Env):
         """Let the expert solve the task on a copy of the scene; return whether it did."""
         arm = self._goal_arm
         arm.copy_from(self._arm)
-        expert = Follow(self.task.waypoints(arm), closed=arm.closed)
-        subgoals: list[Subgoal] = []
-        begun = 0
-        for step in range(_EXPERT_STEPS):
-            expert.update(arm.proprio)
-            if len(expert.ended) > len(subgoals):
-                subgoals.append(self._subgoal(expert.ended[-1], arm, steps=step - begun))
-                begun = step
-            if expert.done:
-                break
-            arm.step(expert.action(arm.proprio))
-        self.subgoals = tuple(subgoals)
-        return expert.done and self.task.success(arm)
+        way = Follow(self.task.waypoints(arm), closed=arm.closed)
+        ends = end_of_stages(
+            way, proprio=lambda: arm.proprio, act=arm.step, most_steps=_EXPERT_STEPS
+        )
+        self.subgoals = tuple(self._subgoal(name, arm, steps=steps) for name, steps in ends)
+        return way.done and self.task.success(arm)
 
     def _subgoal(self, name: str, arm: Arm, *, steps: int) -> Subgoal:
         return Subgoal(
@@ -273,7 +266,7 @@ class FrankaEnv(gymnasium.Env):
             image=self._look(arm, self.image_size),
             proprio=arm.proprio,
             features=self._features(arm),
-            max_steps=2 * steps + _STAGE_MARGIN,
+            max_steps=2 * steps + STAGE_MARGIN,
         )
 
     def step(

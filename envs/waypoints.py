@@ -1,7 +1,7 @@
 """Following waypoints: what the scripted experts, the goal images and the play data are made of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -82,6 +82,33 @@ class Follow:
     @staticmethod
     def _at(waypoint: Waypoint, proprio: np.ndarray) -> bool:
         return bool(np.linalg.norm(proprio[POSITION] - waypoint.position) <= ARRIVED)
+
+
+def end_of_stages(
+    way: Follow,
+    *,
+    proprio: Callable[[], np.ndarray],
+    act: Callable[[np.ndarray], object],
+    most_steps: int,
+) -> Iterator[tuple[str, int]]:
+    """Go all the way, and stop where a stage ends: yield its name and how many steps it took.
+
+    Args:
+        way: From where the arm is.
+        proprio: Measures it (7,).
+        act: Moves it by one action (7,).
+        most_steps: Of all stages together; the way may then not be done.
+    """
+    begun = 0
+    for step in range(most_steps):
+        known = len(way.ended)
+        way.update(proprio())
+        if len(way.ended) > known:
+            yield way.ended[-1], step - begun
+            begun = step
+        if way.done:
+            return
+        act(way.action(proprio()))
 
 
 def noisy_action(

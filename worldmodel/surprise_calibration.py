@@ -246,7 +246,7 @@ def load_calibration(path: str | Path, *, world: JEPA, camera: str) -> SurpriseC
     path = Path(path)
     make = (
         "make one from clean recordings of this robot and camera that the model was not trained on:"
-        f" worldmodel surprise data=RECORDINGS calibrate=true calibration={path}"
+        " worldmodel surprise data=RECORDINGS calibrate=true calibration=FILE checkpoint=MODEL"
     )
     if not path.is_file():
         raise FileNotFoundError(f"no surprise calibration at {path}; {make}")

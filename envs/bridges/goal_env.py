@@ -12,13 +12,12 @@ import gymnasium
 import numpy as np
 
 from worldmodel.envs.expert import Policy
-from worldmodel.envs.franka_env import Subgoal, checked_action
-from worldmodel.envs.waypoints import Follow, Waypoint
+from worldmodel.envs.franka_env import STAGE_MARGIN, Subgoal, checked_action
+from worldmodel.envs.waypoints import Follow, Waypoint, end_of_stages
 from worldmodel.pose import PROPRIO_SIZE, integrate
 
 SUBSTEP_HZ = 20.0
 CARRY_HEIGHT = 0.12  # [m] above where an object is taken or put
-STAGE_MARGIN = 4  # control steps a planner is given for a stage beyond twice the expert's
 _PLACEMENTS = 100  # draws of a start before giving up
 
 
@@ -246,18 +245,10 @@ class GoalImageEnv(gymnasium.Env, abc.ABC):
     def _demonstrate(self, most_steps: int) -> tuple[tuple[Subgoal, ...], bool]:
         """Let the expert go on from here; return what it showed, and whether it solved the task."""
         self._command = self._proprio()
-        follow, begun = self.expert(), 0
-        subgoals: list[Subgoal] = []
-        for step in range(most_steps):
-            proprio = self._proprio()
-            follow.update(proprio)
-            if len(follow.ended) > len(subgoals):
-                subgoals.append(self._subgoal(follow.ended[-1], steps=step - begun))
-                begun = step
-            if follow.done:
-                break
-            self._move(follow.action(proprio))
-        return tuple(subgoals), follow.done and self._solved()
+        way = self.expert()
+        ends = end_of_stages(way, proprio=self._proprio, act=self._move, most_steps=most_steps)
+        subgoals = tuple(self._subgoal(name, steps=steps) for name, steps in ends)
+        return subgoals, way.done and self._solved()
 
     def _subgoal(self, name: str, *, steps: int) -> Subgoal:
         """Return what is seen now, as the end of a stage that took so many steps."""

@@ -45,6 +45,9 @@ def test_a_gate_that_cannot_be_is_refused(tmp_path: Path) -> None:
         settings_of("planner.gate_calibration=file")
     with pytest.raises(FileNotFoundError, match="no checkpoint at nowhere"):
         settings_of("planner.gate=nowhere")
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(UserError, match="file is a file; .* is for planner.gate_calibration"):
+        settings_of(f"planner.gate={tmp_path / 'file'}")
     with pytest.raises(FileNotFoundError, match="no surprise calibration at .*calibrate=true"):
         settings_of("planner.gate=watch", f"planner.gate_calibration={tmp_path / 'none'}")
     with pytest.raises(ValueError, match="was made with another model"):

@@ -165,6 +165,8 @@ def test_a_calibration_survives_being_written(calibration, make_world, tmp_path)
         load_calibration(path, world=make_world(seed=3, merge=2, standardise=True), camera="x")
     with pytest.raises(ValueError, match="of camera 'exterior', not of 'wrist'"):
         load_calibration(path, world=world, camera="wrist")
+    with pytest.raises(ValueError, match="calibration=FILE"):  # not this one, which may be shipped
+        load_calibration(path, world=world, camera="wrist")
     with pytest.raises(FileNotFoundError, match="no surprise calibration at .*calibrate=true"):
         load_calibration(tmp_path / "none", world=world, camera="exterior")
     path.write_bytes(path.read_bytes()[:-20])

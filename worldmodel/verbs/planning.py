@@ -77,6 +77,11 @@ def _gate(
         if path is not None:
             raise UserError("planner.gate_calibration is of planner.gate, which names no model")
         return None
+    if Path(model).is_file():
+        raise UserError(
+            f"planner.gate={model} is a file; it names the folder of a model that watches, or "
+            "watch, the shipped one; a calibration is for planner.gate_calibration"
+        )
     watcher = load(model).to(select_device(config.device))
     if watcher.control_hz != world.control_hz:
         raise UserError(
