@@ -5,7 +5,8 @@ speaks in joints (eight numbers, seven angles and the gripper, and not the hand'
 steps a second and not four, is orange, and is seen by another camera. What stays is a hand that
 moves over a table. Three predictors of one size learn the same windows: one from its first
 weights, one from the shipped predictor with new input layers, one from it by low-rank changes.
-Every number is of recordings held out.
+Their errors are of recordings held out. Then each of them plans, in joints, to goal images that
+nobody showed it, beside moves at random and none.
 
     python benchmarks/bring_your_arm.py [--run runs/arm] [--steps 400] [--out FILE]
 
@@ -16,20 +17,27 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.checkpoint import load
 from worldmodel.data import Episode, EpisodeMetadata, EpisodeStore
+from worldmodel.embodied import Embodied
 from worldmodel.envs.expert import make_policy
 from worldmodel.envs.franka_env import FrankaEnv
-from worldmodel.envs.panda import JOINTS
+from worldmodel.evaluate import episode_seeds
+from worldmodel.planners import CEM, MPC, ActionBounds, LatentEnergy
+from worldmodel.results import wilson_interval
 from worldmodel.runs import describe_machine, write_json
 from worldmodel.tables import markdown_table
 
-CAMERA, HZ, STEPS = "exterior_right", 2.0, 30
+ARM, CAMERA, HZ, STEPS = "orange", "exterior_right", 2.0, 30
+REACH_STEPS = 24  # 12 s
+JOINT_STEP = [0.25] * 7 + [1.0]  # [rad, gripper] what the arm may do in one step
 ORANGE, WHITE = (0.93, 0.45, 0.10), (0.90, 0.91, 0.92)
 BEHAVIOURS = ("scripted", "noisy", "explore", "noisy")
 SETTINGS = {
@@ -39,19 +47,26 @@ SETTINGS = {
 }
 
 
+def second_arm() -> FrankaEnv:
+    """Returns its environment."""
+    env = FrankaEnv(task="reach", image_size=128, camera=CAMERA, backend="ray", control_hz=HZ)
+    white = np.isclose(env._plain.geom_rgba[:, :3], WHITE, atol=0.01).all(axis=1)
+    env._plain.geom_rgba[white, :3] = ORANGE
+    return env
+
+
 def record(store: EpisodeStore, i: int, env: FrankaEnv) -> None:
     """Records an episode of the second arm."""
-    env.reset(seed=i, options={"demonstrate": False})
+    seen, _ = env.reset(seed=i, options={"demonstrate": False})
     policy, rng = make_policy(BEHAVIOURS[i % len(BEHAVIOURS)], env), np.random.default_rng(i)
-    arm = env._arm  # joints are no part of what the environment shows
-    frames, proprio, joints, times = [], [], [], []
-    for step in range(STEPS + 1):
-        frames.append(env.view(CAMERA))
-        proprio.append(arm.proprio)
-        joints.append([arm.data.joint(name).qpos[0] for name in JOINTS])
-        times.append(arm.data.time)
-        if step < STEPS:
-            env.step(policy(proprio[-1], rng))
+    frames, proprio, joints = [seen["image"]], [seen["proprio"]], [env.joints[:-1]]
+    times = [0.0]
+    for _ in range(STEPS):
+        seen, _, _, _, info = env.step(policy(proprio[-1], rng))
+        frames.append(seen["image"])
+        proprio.append(seen["proprio"])
+        joints.append(env.joints[:-1])
+        times.append(info["timestamp"])
     metadata = EpisodeMetadata(
         source="simulation",
         task="reach",
@@ -61,7 +76,7 @@ def record(store: EpisodeStore, i: int, env: FrankaEnv) -> None:
         renderer=env.renderer_name,
         mujoco_version=env.mujoco_version,
         cameras=(CAMERA,),
-        robot="orange",
+        robot=ARM,
     )
     store.write(
         i,
@@ -81,24 +96,27 @@ def record_all(path: Path, minutes: float) -> int:
     store = EpisodeStore(path, mode="a")
     missing = sorted(set(range(episodes)) - set(store.ids()))
     if missing:
-        env = FrankaEnv(task="reach", image_size=128, camera=CAMERA, backend="ray", control_hz=HZ)
-        white = np.isclose(env._plain.geom_rgba[:, :3], WHITE, atol=0.01).all(axis=1)
-        env._plain.geom_rgba[white, :3] = ORANGE
+        env = second_arm()
         for i in tqdm(missing, desc="record", unit="episode"):
             record(store, i, env)
     return episodes
 
 
+def folder(name: str, options: argparse.Namespace) -> Path:
+    """Returns where a row is trained."""
+    return options.run / name.replace(" ", "_").replace(",", "")
+
+
 def train(name: str, data: Path, options: argparse.Namespace) -> list[dict[str, float]]:
     """Trains one row by the program, and returns its metric lines."""
-    run = options.run / name.replace(" ", "_").replace(",", "")
+    run = folder(name, options)
     words = [
         f"data={data}",
         "encoder_checkpoint=default",
         f"cache={options.run / 'latents'}",
         f"camera={CAMERA}",
         f"model_hz={HZ:g}",
-        "embodiment=orange",
+        f"embodiment={ARM}",
         "state_weight=0",
         "strides=[1,2,3]",
         f"schedule.steps={options.steps}",
@@ -117,9 +135,93 @@ def train(name: str, data: Path, options: argparse.Namespace) -> list[dict[str, 
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def planner(model: Path) -> MPC:
+    """Returns a controller in joints: the checkpoint says how far it may look in one step."""
+    world = Embodied(load(model).eval(), ARM)
+    search = CEM(
+        cost=LatentEnergy(distance="l2"),
+        horizon=1,
+        num_samples_first=512,
+        num_samples=256,
+        num_elites=24,
+        num_iterations=5,
+        covariance="full",
+    )
+    return MPC(
+        world,
+        search,
+        plan_bounds=ActionBounds.symmetric([*world.action_limit[:-1], 0.0]),  # the hand stays open
+        step_bounds=ActionBounds.symmetric(JOINT_STEP),
+        control_hz=HZ,
+    )
+
+
+Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""``act(image, joints) -> action``, of one episode."""
+
+
+def planning(controller: MPC) -> Callable[[np.ndarray, int], Act]:
+    """Returns what begins an episode of a controller, given its goal image and seed."""
+
+    def begin(goal: np.ndarray, seed: int) -> Act:
+        controller.reset(seeds=[seed])
+        controller.set_goal(goal)
+        return lambda image, joints: controller.act(image[None], joints[None])[0].action
+
+    return begin
+
+
+def at_random(goal: np.ndarray, seed: int) -> Act:
+    """Begins an episode of random moves."""
+    rng, high = np.random.default_rng(seed), np.array([*JOINT_STEP[:-1], 0.0])
+    return lambda image, joints: rng.uniform(-high, high)
+
+
+def do_nothing(goal: np.ndarray, seed: int) -> Act:
+    """Begins an episode of no moves."""
+    return lambda image, joints: np.zeros(len(JOINT_STEP))
+
+
+def reach(
+    name: str, begin: Callable[[np.ndarray, int], Act], *, seed: int, episodes: int
+) -> list[dict[str, Any]]:
+    """Plays episodes to goal images; every row gets the same ones."""
+    env, ended = second_arm(), []
+    for one in tqdm(episode_seeds(seed, episodes), desc=f"reach, {name}", unit="episode"):
+        seen, info = env.reset(seed=one)
+        start_cm, act = 100 * info["distance"], begin(seen["goal_image"], one)
+        for _ in range(REACH_STEPS):
+            seen, _, _, _, info = env.step_joints(act(seen["image"], env.joints))
+        final_cm = 100 * info["distance"]
+        ended.append(
+            {"seed": one, "start_cm": start_cm, "final_cm": final_cm, "success": info["success"]}
+        )
+    env.close()
+    return ended
+
+
 def curve(lines: list[dict[str, float]], name: str) -> dict[int, float]:
     """Returns a number over steps, where it was measured."""
     return {int(line["step"]): line[name] for line in lines if name in line}
+
+
+def reach_table(reached: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns how near each row came."""
+    rows = []
+    for name, episodes in reached.items():
+        solved = sum(episode["success"] for episode in episodes)
+        low, high = wilson_interval(solved, len(episodes))
+        start, final = ([episode[key] for episode in episodes] for key in ("start_cm", "final_cm"))
+        rows.append(
+            [
+                name,
+                f"{solved} of {len(episodes)} ({100 * low:.0f} to {100 * high:.0f} %)",
+                f"{np.median(start):.1f}",
+                f"{np.median(final):.1f}",
+                f"{sum(cm < 5 for cm in final)}",
+            ]
+        )
+    return markdown_table(["", "held at 2 cm", "start, cm", "end, cm", "ended within 5 cm"], rows)
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
@@ -147,13 +249,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--peak", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--reach-episodes", type=int, default=20, help="of each row")
+    parser.add_argument("--seed", type=int, default=0, help="of these episodes")
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the rows")
     options = parser.parse_args()
     data = options.run / "recordings"
     episodes = record_all(data, options.minutes)
-    rows: dict[str, list[dict[str, float]]] = {}
-    for name in SETTINGS:
-        rows[name] = train(name, data, options)
+    rows = {name: train(name, data, options) for name in SETTINGS}
+    players = {name: planning(planner(folder(name, options) / "model")) for name in SETTINGS} | {
+        "random": at_random,
+        "do nothing": do_nothing,
+    }
+    reached = {
+        name: reach(name, begin, seed=options.seed, episodes=options.reach_episodes)
+        for name, begin in players.items()
+    }
     report: dict[str, Any] = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("run", "out")},
         "episodes": episodes,
@@ -161,11 +271,13 @@ def main() -> None:
             name: [line for line in lines if "identity_ratio" in line]
             for name, lines in rows.items()
         },
+        "reached": reached,
         "machine": describe_machine(),
     }
     if options.out is not None:
         write_json(options.out, report)
     print(table(rows))
+    print(reach_table(reached))
 
 
 if __name__ == "__main__":

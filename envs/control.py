@@ -97,6 +97,11 @@ class Arm:
         ).astype(np.float32)
 
     @property
+    def joints(self) -> np.ndarray:
+        """Measured joints [rad] and gripper (8,) float32."""
+        return np.append(self.data.qpos[self._qpos], self.proprio[-1]).astype(np.float32)
+
+    @property
     def closed(self) -> bool:
         """Whether the gripper is commanded to close."""
         return self._closed > 0.5
@@ -169,7 +174,32 @@ class Arm:
             goal, reached = self.solve(position, rotation, start)
         if not reached or abs(goal - start).max() > MAX_JOINT_MOVE:
             goal, position = start, self._position
-        closed_from, closed_to = self._closed, float(np.clip(self._closed + action[6], 0, 1))
+        self._run(goal, closing=action[6])
+        self._position, self._rotation = position, rotation
+
+    def step_joints(self, action: np.ndarray) -> None:
+        """Move by one change of joints and gripper (8,), relative to the last command.
+
+        No joint leaves its limits. Of a move that leads out of the box of `step`, the most eighths
+        are made that do not; an arm that is outside already may go anywhere.
+        """
+        start, move = self._joints, np.clip(action[:-1], -MAX_JOINT_MOVE, MAX_JOINT_MOVE)
+        goals = np.clip(
+            start + np.linspace(1, 0, 9)[:, None] * move, self._joint_low, self._joint_high
+        )
+        inside = [self._in_box(self._pose_of(goal)[0]) for goal in goals]
+        goal = goals[inside.index(True)] if inside[-1] else goals[0]
+        position, rotation = self._pose_of(goal)
+        self._run(goal, closing=action[-1])
+        self._position, self._rotation = position, rotation
+
+    def _in_box(self, position: np.ndarray) -> bool:
+        return bool((position >= self._low).all() and (position <= self._high).all())
+
+    def _run(self, goal: np.ndarray, *, closing: float) -> None:
+        """Move the joints to `goal` (7,), and the fingers by `closing`, in one control step."""
+        start = self._joints
+        closed_from, closed_to = self._closed, float(np.clip(self._closed + closing, 0, 1))
         feed_forward = panda.DAMPING / panda.STIFFNESS
         for knot in range(1, KNOTS + 1):
             progress, rate = minimum_jerk(min(1.0, knot / (KNOTS * RAMP)))
@@ -179,7 +209,6 @@ class Arm:
             self.data.ctrl[self._gripper] = closed_from + part * (closed_to - closed_from)
             mujoco.mj_step(self.model, self.data, self._ticks_per_knot)
         self._refresh()
-        self._position, self._rotation = position, rotation
         self._joints, self._closed = goal, closed_to
 
     def solve(

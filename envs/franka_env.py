@@ -162,6 +162,11 @@ class FrankaEnv(gymnasium.Env):
         return self._arm.tcp_pos_base
 
     @property
+    def joints(self) -> np.ndarray:
+        """Measured joints [rad] and gripper (8,) float32."""
+        return self._arm.joints
+
+    @property
     def cube_pos_base(self) -> dict[str, np.ndarray]:
         """Position (3,) of each cube in the base frame [m]; no planner should look."""
         return {name: self._arm.data.body(name).xpos.copy() for name in franka.CUBES}
@@ -278,12 +283,40 @@ class FrankaEnv(gymnasium.Env):
             ValueError: For an action of the wrong shape, or one that is not finite.
             RuntimeError: Before the first `reset`.
         """
-        if not self.subgoals:
-            raise RuntimeError("call reset() before step(): there is no goal yet")
+        self._require_goal()
         values = self._disturbance.action(
             np.clip(checked_action(action), -MAX_ACTION, MAX_ACTION), self._disturbance_rng
         )
         self._arm.step(values)
+        return self._outcome()
+
+    def step_joints(
+        self, action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Move by one change of `joints` (8,) [rad, gripper]; an arm that does not speak in poses.
+
+        A variation's latency and noise are of actions in poses, and do not apply.
+
+        Raises:
+            ValueError: For an action of the wrong shape, or one that is not finite.
+            RuntimeError: Before the first `reset`.
+        """
+        self._require_goal()
+        values = np.asarray(action, float)
+        if values.shape != self.joints.shape or not np.isfinite(values).all():
+            raise ValueError(
+                f"an action in joints is {self.joints.size} finite numbers: the change of each "
+                f"joint [rad] and of the gripper; got {values.tolist()}"
+            )
+        self._arm.step_joints(values)
+        return self._outcome()
+
+    def _require_goal(self) -> None:
+        if not self.subgoals:
+            raise RuntimeError("call reset() before a step: there is no goal yet")
+
+    def _outcome(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Return what gymnasium wants to know after a control step."""
         self._solved_steps = self._solved_steps + 1 if self.task.success(self._arm) else 0
         info = self._info()
         terminated = self.terminate_on_success and info["success"]

@@ -20,6 +20,7 @@ model and no environment (`interfaces.py` has the protocols and records it speak
     gate             slow, replan or hold          checks     argument checks
                      when surprised
     camera_rotation  plan behind a camera that stands elsewhere than in training
+    action_space     what actions are changes of: poses of the hand, or joints
 """
 
 from worldmodel.planners.cem import CEM

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.planners.action_space import GRIPPER
 from worldmodel.planners.checks import per_axis, require_choice, require_count, require_fractions
 from worldmodel.planners.interfaces import (
     ActionBounds,
@@ -25,7 +26,6 @@ from worldmodel.planners.interfaces import (
 )
 from worldmodel.planners.scoring import score_plans
 
-GRIPPER = -1  # the last action axis
 MIN_CORRELATION_STD = 0.1  # keeps a few elites from squeezing the search into a plane
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldmodel.planners.action_space import GRIPPER, POSES, ActionSpace, PoseSpace
 from worldmodel.planners.checks import require_count
 from worldmodel.planners.energy import latent_l1
 from worldmodel.planners.gate import Gate, GateState
@@ -22,9 +23,8 @@ from worldmodel.planners.interfaces import (
 )
 from worldmodel.planners.split import snap_gripper, split_action
 from worldmodel.planners.subgoals import GoalImage, SwitchReason, SwitchRule, check_image
-from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, action_between, integrate
 
-NO_ACTIONS = np.zeros((0, ACTION_SIZE))
+NOTHING = np.zeros((0, 0))  # is pending of no plan
 RATE_TOLERANCE = 1e-3  # relative; a quarter second is often written 0.25 and sometimes 1 / 4.0001
 
 
@@ -34,7 +34,7 @@ class PlanStart:
 
     Attributes:
         generator_state: (n,) of the arm's noise.
-        warm_start: (H, 7) float32, where the search began; None is nowhere.
+        warm_start: (H, A) float32, where the search began; None is nowhere.
     """
 
     generator_state: UInt8[np.ndarray, " byte"]
@@ -46,7 +46,7 @@ class Decision:
     """What the controller chose for one arm and one control step, and why.
 
     Attributes:
-        action: (7,) float32 to execute now, within the step bounds.
+        action: (A,) float32 to execute now, within the step bounds.
         plan: the plan it was taken from, of this arm alone (a batch of one); the same object until
             the next replanning.
         start: where the search that found `plan` set out.
@@ -120,7 +120,8 @@ class MPC:
 
         Args:
             world: encodes images and imagines plans. One with a `num_views` above 1 is shown
-                images (V, height, width, 3), here and in goals.
+                images (V, height, width, 3), here and in goals. One with an `action_space` speaks
+                in that, and all others in poses (`worldmodel.planners.action_space`).
             planner: searches for plans.
             plan_bounds: actions the planner may imagine as one model step.
             step_bounds: actions the arm may execute in one control step. Each axis goes from below
@@ -146,8 +147,9 @@ class MPC:
         Raises:
             ValueError: rates differ, bounds do not fit each other, or a number is out of range.
         """
+        space: ActionSpace = getattr(world, "action_space", POSES)
         _check_rates(world, control_hz, model_hz)
-        _check_bounds(plan_bounds, step_bounds)
+        _check_bounds(plan_bounds, step_bounds, action_size=space.action_size)
         require_count("num_arms", num_arms, low=1)
         require_count("replan_every", replan_every, low=1)
         require_count("num_context", num_context, low=1)
@@ -155,8 +157,15 @@ class MPC:
             raise ValueError(f"deadline_ms must be above 0, got {deadline_ms}")
         if gripper_snap is not None and not gripper_snap >= 0:
             raise ValueError(f"gripper_snap must be at least 0, got {gripper_snap}")
+        if switch is not None and switch.still_m is not None and not isinstance(space, PoseSpace):
+            raise ValueError(
+                f"still_m={switch.still_m:g} of the switch rule is a way of the hand, and this "
+                "world model speaks in joints; set it to None and give min_gain, tolerance or step "
+                "limits"
+            )
         self.world = world
         self.num_views: int = getattr(world, "num_views", 1)
+        self.space = space
         self.planner = planner
         self.plan_bounds = plan_bounds
         self.step_bounds = step_bounds
@@ -248,9 +257,9 @@ class MPC:
 
         Args:
             images: what each arm's camera shows, RGB, the size of the goal images.
-            proprio: (B, 7) arm states measured with the images.
+            proprio: (B, P) arm states measured with the images.
             arms: which arms act; the others stay as they are.
-            committed: of each arm, (n, 7) actions of at most one model step each that are under
+            committed: of each arm, (n, A) actions of at most one model step each that are under
                 way. The plan begins where they lead, as the world model imagines it. None is none.
 
         Raises:
@@ -267,9 +276,10 @@ class MPC:
         for arm in states:
             check_image("images", images, batch=True, views=self.num_views, size=arm.stages[0].size)
         _check_number("images", len(images), chosen)
-        under_way = [NO_ACTIONS] * len(chosen) if committed is None else list(committed)
+        nothing = np.zeros((0, self.space.action_size))
+        under_way = [nothing] * len(chosen) if committed is None else list(committed)
         _check_number("committed", len(under_way), chosen)
-        measured = _proprio_tensor(proprio, num_arms=len(chosen))
+        measured = _proprio_tensor(proprio, num_arms=len(chosen), size=self.space.proprio_size)
         frames = self._frames(images)
         latents = self.world.encode(frames)  # (B, 1, N, D)
         measured = measured.to(latents.device)
@@ -307,9 +317,9 @@ class MPC:
         for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
             assert arm.plan is not None and arm.start is not None
             bounds = _slowed(self.step_bounds, arm.gate.scale)
-            action, rest = split_action(arm.pending[0], bounds, self.gripper_snap)
+            action, rest = split_action(arm.pending[0], bounds, self.gripper_snap, space=self.space)
             if not arm.gate.scale:
-                action, rest = np.zeros(ACTION_SIZE), arm.pending[0]
+                action, rest = np.zeros(self.space.action_size), arm.pending[0]
             states[k] = arm.executed(rest)
             tolerance, is_last = self.switch.tolerance, arm.stage == len(arm.stages) - 1
             decisions.append(
@@ -338,13 +348,13 @@ class MPC:
         images: UInt8[np.ndarray, "context *views height width 3"],
         proprio: Float[np.ndarray, "context proprio"],
         *,
-        committed: Float[np.ndarray, "_ action"] = NO_ACTIONS,
+        committed: Float[np.ndarray, "_ action"] | None = None,
     ) -> tuple[Observation, Float[Tensor, "1 token latent"]]:
         """Returns what the search of the only arm is given in `act`: its start and its goal.
 
         Args:
             images: what the camera showed, the newest last.
-            proprio: (C, 7) arm states measured with them.
+            proprio: (C, P) arm states measured with them.
             committed: see `act`.
 
         Raises:
@@ -354,13 +364,15 @@ class MPC:
             raise ValueError("problem is for one arm with a goal; call set_goal first")
         (arm,) = self._arms
         check_image("images", images, batch=True, views=self.num_views, size=arm.stages[0].size)
-        measured = _proprio_tensor(proprio, num_arms=len(images))
+        measured = _proprio_tensor(proprio, num_arms=len(images), size=self.space.proprio_size)
         context = []
         for k in range(len(images)):  # one by one, as `act` saw them
             latents = self._encode(images[k : k + 1])
             context.append((latents, measured[k : k + 1].to(latents.device)))
-        observation = _observation([tuple(context)])
-        return self._ahead(observation, [committed]), arm.goal
+        observation = _observation([tuple(context)], self.space)
+        if committed is not None:
+            observation = self._ahead(observation, [committed])
+        return observation, arm.goal
 
     def _judge(
         self, gate: Gate, frames: Tensor, before: "list[_Arm]", states: "list[_Arm]"
@@ -377,7 +389,7 @@ class MPC:
         was = torch.cat([before[k].context[-1][1][:, 0] for k in moved])  # (B, P)
         is_ = torch.cat([states[k].context[-1][1][:, 0] for k in moved])
         with torch.autocast(was.device.type, enabled=False):  # poses keep single precision
-            action = action_between(was, is_)
+            action = self.space.between(was, is_)
         verdicts = gate.judge(
             [states[k].gate for k in moved], before=past, proprio=was, action=action, after=now
         )
@@ -406,7 +418,7 @@ class MPC:
                 )
                 for j, arm in enumerate(group)
             ]
-            observation = _observation([arm.context for arm in group])
+            observation = _observation([arm.context for arm in group], self.space)
             plan = self.planner.plan(
                 self.world,
                 self._ahead(observation, [committed[k] for k in members]),
@@ -422,10 +434,9 @@ class MPC:
     def _ahead(self, observation: Observation, committed: Sequence[np.ndarray]) -> Observation:
         """Returns what will be seen when the committed actions are done, as it is imagined."""
         actions = torch.from_numpy(np.stack(committed)).to(observation.proprio)  # (B, n, A)
-        if actions.ndim != 3 or actions.shape[2] != ACTION_SIZE:
-            raise ValueError(
-                f"committed must be (n, {ACTION_SIZE}), got {tuple(actions.shape[1:])}"
-            )
+        size = self.space.action_size
+        if actions.ndim != 3 or actions.shape[2] != size:
+            raise ValueError(f"committed must be (n, {size}), got {tuple(actions.shape[1:])}")
         require_finite("committed", actions)
         if not actions.shape[1]:
             return observation
@@ -436,7 +447,7 @@ class MPC:
         proprio = observation.proprio[:, -1:]
         with torch.autocast(proprio.device.type, enabled=False):  # poses keep single precision
             for step in actions.split(1, dim=1):
-                proprio = integrate(proprio, step)
+                proprio = self.space.integrate(proprio, step)
         return Observation(latents=latents[:, 0, -1:], proprio=proprio, past_actions=actions[:, :0])
 
     def _reason_in_plan(self, arm: "_Arm") -> SwitchReason | None:
@@ -489,7 +500,7 @@ class _Arm:
     plan: Plan | None = None
     start: PlanStart | None = None  # of the plan
     age: int = 0  # steps executed since the plan was made
-    pending: np.ndarray = field(default_factory=lambda: NO_ACTIONS)  # of the plan
+    pending: np.ndarray = field(default_factory=lambda: NOTHING)  # of the plan
     gate: GateState = GateState()
     watched: Tensor | None = None  # (1, ...) what the gate saw last
 
@@ -518,7 +529,7 @@ class _Arm:
     def judged(self, gate: GateState) -> "_Arm":
         if gate.verdict != "replan":
             return replace(self, gate=gate)
-        return replace(self, gate=gate, plan=None, pending=NO_ACTIONS)
+        return replace(self, gate=gate, plan=None, pending=NOTHING)
 
     def following(self, plan: Plan, start: PlanStart) -> "_Arm":
         pending = plan.actions[0].cpu().double().numpy()
@@ -555,22 +566,22 @@ def _energies(states: Sequence[_Arm]) -> list[float]:
     return latent_l1(now, torch.cat([arm.goal for arm in states])).tolist()
 
 
-def _observation(contexts: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> Observation:
+def _observation(
+    contexts: Sequence[tuple[tuple[Tensor, Tensor], ...]], space: ActionSpace
+) -> Observation:
     """Of arms with equally many context frames."""
     latents = torch.cat([torch.cat([frame[0] for frame in c], dim=1) for c in contexts])
     proprio = torch.cat([torch.cat([frame[1] for frame in c], dim=1) for c in contexts])
     # The measured motion, as in the training data; the arm never follows a command exactly.
     with torch.autocast(proprio.device.type, enabled=False):  # poses keep single precision
-        past_actions = action_between(proprio[:, :-1], proprio[:, 1:])
+        past_actions = space.between(proprio[:, :-1], proprio[:, 1:])
     return Observation(latents=latents, proprio=proprio, past_actions=past_actions)
 
 
-def _proprio_tensor(proprio: np.ndarray, *, num_arms: int) -> Tensor:
+def _proprio_tensor(proprio: np.ndarray, *, num_arms: int, size: int) -> Tensor:
     values = torch.from_numpy(np.array(proprio, dtype=np.float32))
-    if values.shape != (num_arms, PROPRIO_SIZE):
-        raise ValueError(
-            f"proprio must have shape ({num_arms}, {PROPRIO_SIZE}), got {tuple(values.shape)}"
-        )
+    if values.shape != (num_arms, size):
+        raise ValueError(f"proprio must have shape ({num_arms}, {size}), got {tuple(values.shape)}")
     require_finite("observation proprio", values)
     return values[:, None]  # (B, 1, P)
 
@@ -597,10 +608,12 @@ def _check_rates(world: WorldModel, control_hz: float, model_hz: float | None) -
         )
 
 
-def _check_bounds(plan_bounds: ActionBounds, step_bounds: ActionBounds) -> None:
+def _check_bounds(
+    plan_bounds: ActionBounds, step_bounds: ActionBounds, *, action_size: int
+) -> None:
     for name, bounds in (("plan_bounds", plan_bounds), ("step_bounds", step_bounds)):
-        if bounds.low.shape != (ACTION_SIZE,):
-            raise ValueError(f"{name} must have {ACTION_SIZE} axes, got {tuple(bounds.low.shape)}")
+        if bounds.low.shape != (action_size,):
+            raise ValueError(f"{name} must have {action_size} axes, got {tuple(bounds.low.shape)}")
     step_low, step_high = step_bounds.low.cpu(), step_bounds.high.cpu()
     plan_low, plan_high = plan_bounds.low.cpu(), plan_bounds.high.cpu()
     still = (step_low == 0) & (step_high == 0)

@@ -8,27 +8,32 @@ three quarters become the next warm start.
 import numpy as np
 from jaxtyping import Float
 
+from worldmodel.planners.action_space import GRIPPER, POSES, ActionSpace
 from worldmodel.planners.interfaces import ActionBounds
-from worldmodel.pose import GRIPPER, POSITION, ROTATION, rotation_delta
 
 NOTHING_LEFT = 1e-6  # m, rad or gripper: rounding, not motion
 
 
 def split_action(
-    action: Float[np.ndarray, " action"], bounds: ActionBounds, gripper_snap: float | None = None
+    action: Float[np.ndarray, " action"],
+    bounds: ActionBounds,
+    gripper_snap: float | None = None,
+    *,
+    space: ActionSpace = POSES,
 ) -> tuple[Float[np.ndarray, " action"], Float[np.ndarray, " action"] | None]:
     """Returns the part of `action` that fits in `bounds`, and the remainder or None.
 
     Translation and rotation are each shortened by one factor for their three axes, which keeps
-    their direction; the gripper is clipped by itself. Executing the part and then the remainder is
-    executing the action: translations add, rotations compose (`R(rest) R(part) = R(action)`).
+    their direction, as joints are by one for all; the gripper is clipped by itself. Executing the
+    part and then the remainder is executing the action.
 
     Args:
-        action: (7,) physical units.
+        action: (A,) physical units.
         bounds: what the arm may do in one step. Each axis contains zero or is fixed to zero, and
             the action is zero on a fixed axis.
         gripper_snap: a gripper change above this becomes the whole bound, and a smaller one none;
             nothing of it is left over. None treats the gripper as above.
+        space: how actions compose.
 
     Returns:
         float64 arrays; the remainder is None when less than 1e-6 of any unit is left.
@@ -38,10 +43,9 @@ def split_action(
     if gripper_snap is not None:
         action = snap_gripper(action, bounds, gripper_snap)
     part = np.empty_like(action)
-    for group in (POSITION, ROTATION, GRIPPER):
+    for group in space.groups:
         part[group] = _fitting_part(action[group], low[group], high[group])
-    remainder = action - part
-    remainder[ROTATION] = rotation_delta(part[ROTATION], action[ROTATION])
+    remainder = space.remainder(action, part)
     # Composing rotations about two axes leaks a little into a third; where the arm may not turn
     # that little is dropped, for it could never be executed.
     remainder[low == high] = 0.0
@@ -73,7 +77,7 @@ def snap_gripper(
     """Returns the actions with each gripper change made full or none.
 
     Args:
-        actions: (..., 7) physical units.
+        actions: (..., A) physical units.
         bounds: what the gripper may do in one step.
         threshold: a change above it becomes the upper bound, one below its negative the lower one,
             and any other zero.

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from worldmodel.planners.action_space import GRIPPER
 from worldmodel.planners.checks import require_count
-from worldmodel.pose import GRIPPER, POSITION, ROTATION
+from worldmodel.pose import POSITION, ROTATION
 
 SwitchReason = Literal["energy", "gain", "still", "limit"]
 
@@ -95,8 +96,8 @@ class SwitchRule:
             gain: of the plan over staying put, a fraction.
             actions: the plan, with the gripper as it would be executed.
         """
-        path = np.abs(actions).sum(axis=0)  # (7,)
-        if path[GRIPPER].max() > self.still_gripper:
+        path = np.abs(actions).sum(axis=0)  # (A,)
+        if path[GRIPPER] > self.still_gripper:
             return None
         if self.min_gain is not None and gain <= self.min_gain:
             return "gain"

@@ -189,6 +189,7 @@ def drive(
             last_energy=float(energies[arm]),
             goal_rejections=starts[arm].goal_rejections,
             alone=len(seeds) == 1,
+            gated=controller.gate is not None,
         )
         for arm, seed in enumerate(seeds)
     ]
@@ -279,6 +280,7 @@ def _result(
     last_energy: float,
     goal_rejections: int,
     alone: bool,
+    gated: bool,
 ) -> EpisodeResult:
     stages = [decision.stage for decision in made]
     return EpisodeResult(
@@ -296,4 +298,5 @@ def _result(
         plan_ms=np.array([decision.plan_ms for decision in made] if alone else [], float),
         encode_ms=np.array([decision.encode_ms for decision in made] if alone else [], float),
         goal_rejections=goal_rejections,
+        verdicts=tuple(decision.gate.verdict for decision in made) if gated else (),
     )

@@ -16,26 +16,56 @@ from torch import Tensor
 from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import Source
+from worldmodel.embodiment import Embodiment
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import JoinedViews
+from worldmodel.planners.action_space import JointSpace
 from worldmodel.pose import GRIPPER
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.validation.held_out import HeldOut
 
 MIN_JOINT_STD = 0.05  # [rad, gripper]; keeps a joint that never moves from exploding
 MIN_MOVE_STD = 0.01
+LIMIT_QUANTILE = 0.99  # of the moves in training: the largest that a planner may imagine
 
 
 class Embodied:
     """A world model as one of its embodiments is spoken to; a `WorldModel` of planners.
 
+        world = Embodied(joined(load("runs/my_arm/model")), "my_arm")
+        controller = MPC(world, CEM(cost=LatentEnergy()), plan_bounds=..., step_bounds=..., ...)
+
     Args:
         world: The model.
         embodiment: Whose actions and proprio are meant.
+
+    Attributes:
+        action_limit: Largest change of each joint and the gripper in training; how far a planner
+            may look in one step.
+        action_space: Joints and gripper; how a controller composes them.
+        control_hz: The rate it was trained at.
+        num_views: Cameras seen at once.
+
+    Raises:
+        ValueError: The model was never told of it.
     """
 
     def __init__(self, world: JEPA | JoinedViews, embodiment: str):
+        model = world.world if isinstance(world, JoinedViews) else world
+        predictor = _polyglot(model)
+        if embodiment not in predictor.embodiments:
+            known = ", ".join(predictor.embodiments) or "none"
+            raise ValueError(
+                f"this model was never told of the embodiment {embodiment!r}; it knows {known} "
+                "besides the end effector (worldmodel train embodiment=NAME)"
+            )
+        robot = predictor.embodiment_encoders[embodiment]
+        assert isinstance(robot, Embodiment)
         self.world, self.embodiment = world, embodiment
+        self.action_limit: list[float] = robot.action_limit.tolist()
+        self.action_space = JointSpace(len(self.action_limit) - 1)
+        self.control_hz = world.control_hz
+        self.num_views: int = getattr(world, "num_views", 1)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Returns the latents of frames."""
@@ -65,7 +95,8 @@ class Embodied:
         for t in range(C, actions.shape[1] + 1):
             ahead = self.predict(latents, states, actions[:, :t])[:, -1:]
             latents = torch.cat((latents, ahead), dim=1)
-            states = torch.cat((states, states[:, -1:] + actions[:, t - 1 : t]), dim=1)
+            moved = self.action_space.integrate(states[:, -1:], actions[:, t - 1 : t])
+            states = torch.cat((states, moved), dim=1)
         return latents[:, C:]
 
 
@@ -132,12 +163,7 @@ def learn_to_speak(
     Raises:
         ValueError: The predictor takes no embodiments, or has one of this name and other sizes.
     """
-    predictor = world.predictor
-    if not isinstance(predictor, ActionConditionedPredictor):
-        raise ValueError(
-            f"a {type(predictor).__name__} speaks in end-effector poses only; use predictor=mini, "
-            "small or vjepa2_ac, or leave embodiment out"
-        )
+    predictor = _polyglot(world)
     size = moves.shape[-1]
     known = predictor.embodiments.get(embodiment)
     if known is None:
@@ -148,8 +174,20 @@ def learn_to_speak(
         robot.proprio_mean.copy_(states.mean(0))
         robot.proprio_std.copy_(states.std(0).clamp_min(MIN_JOINT_STD))
         robot.action_std.copy_(moves.std(0).clamp_min(MIN_MOVE_STD))
+        robot.action_limit.copy_(moves.abs().quantile(LIMIT_QUANTILE, dim=0))
     elif known != (size, size):
         raise ValueError(
             f"the model knows {embodiment!r} with {known[0] - 1} joints, the recordings have "
             f"{size - 1}; give the new arm another name"
         )
+
+
+def _polyglot(world: JEPA) -> ActionConditionedPredictor:
+    """Returns the predictor of a model that can have embodiments."""
+    predictor = world.predictor
+    if not isinstance(predictor, ActionConditionedPredictor):
+        raise ValueError(
+            f"a {type(predictor).__name__} speaks in end-effector poses only; use predictor=mini, "
+            "small or vjepa2_ac, or leave embodiment out"
+        )
+    return predictor

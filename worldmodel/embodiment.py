@@ -21,6 +21,7 @@ class Embodiment(nn.Module):
     proprio_mean: Tensor
     proprio_std: Tensor
     action_std: Tensor
+    action_limit: Tensor
 
     def __init__(self, *, action_size: int, proprio_size: int, embed_dim: int):
         super().__init__()
@@ -29,6 +30,7 @@ class Embodiment(nn.Module):
         self.register_buffer("proprio_mean", torch.zeros(proprio_size))
         self.register_buffer("proprio_std", torch.ones(proprio_size))
         self.register_buffer("action_std", torch.ones(action_size))
+        self.register_buffer("action_limit", torch.ones(action_size))  # as far as it was trained
 
     def forward(
         self, proprio: Float[Tensor, "*batch proprio"], actions: Float[Tensor, "*batch action"]

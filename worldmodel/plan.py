@@ -79,7 +79,10 @@ def plan(
         stage = ""
         if settings.subgoals and len(names) > 1:
             stage = f"  stage {decision.stage + 1} of {len(names)}: {names[decision.stage]}"
-        print(f"step {step:3d}  energy {decision.energy_now:.4f}{away}{stage}", flush=True)
+        gate = ""
+        if settings.gate is not None and step:  # before the first step nothing was predicted
+            gate = f"  surprise {decision.gate.score:5.2f}: {decision.gate.verdict}"
+        print(f"step {step:3d}  energy {decision.energy_now:.4f}{away}{stage}{gate}", flush=True)
 
     (episode,) = drive(
         arms,
@@ -109,6 +112,7 @@ def plan(
             "stages": [episode.stage_names[stage] for stage in episode.stages],
             "actions": episode.actions.tolist(),
             "plan_ms": episode.plan_ms.tolist(),
+            "gate": list(episode.verdicts),
         },
     )
     return episode

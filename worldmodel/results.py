@@ -61,6 +61,8 @@ class EpisodeResult:
         encode_ms: Encoding time of each step [ms], likewise.
         goal_rejections: Placements the environment drew again because they were solved at the start
             or not solvable.
+        verdicts: What the surprise gate said before each step, see
+            `worldmodel.planners.gate.Verdict`; empty without a gate.
         frames: RGB images before each step and at the end, uint8 (T + 1, height, width, 3), or
             None where they were not drawn.
         goal_images: The sub-goals as the planner saw them, uint8 (G, height, width, 3), the last
@@ -79,6 +81,7 @@ class EpisodeResult:
     plan_ms: np.ndarray
     encode_ms: np.ndarray
     goal_rejections: int = 0
+    verdicts: tuple[str, ...] = ()
     frames: np.ndarray | None = None
     goal_images: np.ndarray | None = None
 
@@ -132,6 +135,7 @@ def episode_to_json(episode: EpisodeResult) -> dict[str, Any]:
         "stage_names": list(episode.stage_names),
         "switches": [asdict(switch) for switch in episode.switches],
         "goal_rejections": episode.goal_rejections,
+        "verdicts": list(episode.verdicts),
     }
 
 
@@ -143,6 +147,7 @@ def episode_from_json(content: dict[str, Any]) -> EpisodeResult:
         stage_names=tuple(content["stage_names"]),
         switches=tuple(Switch(**switch) for switch in content["switches"]),
         goal_rejections=content["goal_rejections"],
+        verdicts=tuple(content.get("verdicts", ())),  # logs from before there were gates have none
     )
 
 

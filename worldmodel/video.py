@@ -19,6 +19,7 @@ from worldmodel.results import EpisodeResult
 
 ENERGY, DISTANCE = "#2563eb", "#b45309"
 REACHED, MISSED = "#15803d", "#dc2626"
+SURPRISED = "#f59e0b"  # the edge of what the gate was surprised by
 INK, MUTED, FAINT = "#1f2937", "#6b7280", "#d1d5db"
 
 _DPI = 100
@@ -31,6 +32,7 @@ _FILM_PANEL, _FILM_FRAMES, _FILM_CAPTION = 168, 8, 58
 def write_video(path: Path, episode: EpisodeResult, *, fps: float = 4) -> None:
     """Writes an H.264 MP4: camera | present sub-goal | energy so far.
 
+    Where the surprise gate slowed, replanned or held, it says so, and the camera's edge is amber.
     The first picture stays for half a second more, the last for one and a half; its edge is green
     where the goal was reached and red where it was missed.
 
@@ -102,7 +104,7 @@ def write_filmstrip(path: Path, episode: EpisodeResult) -> None:
     lines = [_GAP + panel + below for below in (6, 23, 40)]
     for left, step in zip(lefts, steps, strict=False):
         stage = f": {episode.stage_names[episode.stages[step]]}" if len(goals) > 1 else ""
-        sheet.text(left, lines[0], f"step {step}{stage}", weight="bold")
+        sheet.text(left, lines[0], f"step {step}{stage}{_gate_text(episode, step)}", weight="bold")
         sheet.text(left, lines[1], _distance_text(episode, step), color=DISTANCE)
         sheet.text(left, lines[2], _energy_text(episode, step), color=ENERGY)
     verdict, color = _verdict(episode)
@@ -112,6 +114,9 @@ def write_filmstrip(path: Path, episode: EpisodeResult) -> None:
     picture = sheet.draw()
     for left, image in zip(lefts, [*frames[steps], *goals], strict=True):
         _paste(picture, image, left, _GAP, panel)
+    for left, step in zip(lefts, steps, strict=False):
+        if _gate_text(episode, step):
+            _edge(picture, left, _GAP, panel, SURPRISED)
     if verdict:
         _edge(picture, lefts[len(steps) - 1], _GAP, panel, color)
     Image.fromarray(picture).save(path, format="PNG")
@@ -155,7 +160,8 @@ def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
     pictures = []
     for step, frame in enumerate(frames):
         result = f": {verdict}" if verdict and step == last else ""
-        camera_title.set_text(f"camera, step {step} of {last}{result}")
+        gate = _gate_text(episode, step)
+        camera_title.set_text(f"camera, step {step} of {last}{gate}{result}")
         goal_title.set_text(_goal_text(episode, stages[step]))
         energy_title.set_text(_energy_text(episode, step))
         distance_title.set_text(_distance_text(episode, step))
@@ -164,8 +170,8 @@ def draw_steps(episode: EpisodeResult, *, panel: int) -> list[np.ndarray]:
         picture = sheet.draw()
         _paste(picture, frame, camera_left, _HEADER, panel)
         _paste(picture, goals[stages[step]], goal_left, _HEADER, panel)
-        if result:
-            _edge(picture, camera_left, _HEADER, panel, color)
+        if gate or result:
+            _edge(picture, camera_left, _HEADER, panel, color if result else SURPRISED)
         pictures.append(picture)
     return pictures
 
@@ -318,6 +324,12 @@ def _goal_text(episode: EpisodeResult, stage: int) -> str:
 
 def _energy_text(episode: EpisodeResult, step: int) -> str:
     return f"energy {episode.energies[step]:.3f}" if episode.energies.size else ""
+
+
+def _gate_text(episode: EpisodeResult, step: int) -> str:
+    """Returns what the surprise gate did before a step, nothing where it let the arm go on."""
+    verdict = episode.verdicts[step] if step < len(episode.verdicts) else "ok"
+    return "" if verdict == "ok" else f" ({verdict})"
 
 
 def _distance_text(episode: EpisodeResult, step: int) -> str:

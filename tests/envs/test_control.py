@@ -166,3 +166,38 @@ def test_servo_gains_in_the_model_are_the_ones_the_feed_forward_uses():
     servos = [model.actuator(name).id for name in panda.SERVOS]
     np.testing.assert_array_equal(model.actuator_gainprm[servos, 0], panda.STIFFNESS)
     np.testing.assert_array_equal(-model.actuator_biasprm[servos, 2], panda.DAMPING)
+
+
+def test_a_step_in_joints_does_what_it_says_and_pose_steps_go_on_from_there(arm):
+    arm.teleport(np.array([0.5, 0.0, 0.3]))
+    before = arm.joints
+    move = np.array([0.1, -0.05, 0.08, 0.04, -0.1, 0.05, 0.2, 0.4])
+    arm.step_joints(move)
+    arm.step_joints(np.zeros(8))  # settle
+    np.testing.assert_allclose(arm.joints[:7] - before[:7], move[:7], atol=3e-3)
+    assert arm.joints[7] == pytest.approx(0.4, abs=0.02)
+    held = arm.tcp_pos_base
+    arm.step(np.zeros(7))
+    np.testing.assert_allclose(arm.tcp_pos_base, held, atol=1e-3)
+    arm.step(np.array([0.0, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(arm.tcp_pos_base - held, [0, 0, 0.05], atol=4e-3)
+
+
+def test_joints_keep_the_tool_in_the_box_and_themselves_within_limits(arm):
+    rng = np.random.default_rng(3)
+    arm.reset()
+    low, high = np.array(arm._low), np.array(arm._high)
+    for _ in range(60):
+        arm.step_joints(rng.uniform(-1, 1, 8) * [*[0.5] * 7, 1.0])
+        position, _ = arm._pose_of(arm._joints)
+        assert (position >= low).all() and (position <= high).all()
+        assert (arm._joints >= arm._joint_low).all() and (arm._joints <= arm._joint_high).all()
+
+
+def test_an_arm_outside_the_box_may_come_back_by_its_joints(arm):
+    arm.teleport(np.array([0.45, 0.0, 0.46]))
+    arm._place(arm._joints + np.array([0, -0.2, 0, 0, 0, 0, 0]))
+    outside, _ = arm._pose_of(arm._joints)
+    assert outside[2] > arm._high[2]
+    arm.step_joints(np.array([0, 0.1, 0, 0, 0, 0, 0, 0]))
+    assert arm._pose_of(arm._joints)[0][2] < outside[2]

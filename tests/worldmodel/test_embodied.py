@@ -15,6 +15,7 @@ from worldmodel.data import EpisodeStore
 from worldmodel.data.source import open_source
 from worldmodel.embodied import Embodied, learn_to_speak, read_joints
 from worldmodel.encode import latent_job
+from worldmodel.planners import CEM, MPC, ActionBounds, LatentEnergy
 from worldmodel.training import Schedule
 
 HERE = Path(__file__).parent
@@ -81,7 +82,8 @@ def test_plans_in_joints_are_imagined_step_by_step(make_world) -> None:
     speaking(world, torch.randn(40, 4))
     arm = Embodied(world, "arm")
     latents, proprio = torch.randn(2, 2, 4, 96), torch.randn(2, 2, 4)
-    plans = 0.1 * torch.randn(2, 3, 4, 4)  # one action between the two frames, then three
+    proprio[..., -1] = 0.5  # a gripper, which no plan below opens or closes wholly
+    plans = 0.05 * torch.randn(2, 3, 4, 4)  # one action between the two frames, then three
     plans[:, :, 0] = plans[:, :1, 0]
     with torch.inference_mode():
         imagined = arm.rollout(latents, proprio, plans)
@@ -93,6 +95,40 @@ def test_plans_in_joints_are_imagined_step_by_step(make_world) -> None:
         second = arm.predict(frames, states, plans[:, 1, :3])[:, -1]
         torch.testing.assert_close(imagined[:, 1, 1], second, rtol=1e-4, atol=1e-5)
         assert (imagined[:, 0, 0] - imagined[:, 1, 0]).abs().max() > 1e-4
+
+
+def test_a_controller_plans_in_the_joints_of_the_arm_it_is_of(make_world) -> None:
+    world = make_world(merge=2, standardise=True)
+    moves = 0.2 * torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    speaking(world, moves)
+    arm = Embodied(world, "arm")
+    assert arm.action_limit == pytest.approx(moves.abs().quantile(0.99, dim=0).tolist())
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    cem = CEM(cost=LatentEnergy(), num_samples=16, num_elites=4, num_iterations=2)
+    controller = MPC(
+        arm,
+        cem,
+        plan_bounds=ActionBounds.symmetric(arm.action_limit),
+        step_bounds=ActionBounds.symmetric([0.05] * 4),
+        control_hz=arm.control_hz or 4.0,
+        num_context=2,
+    )
+    controller.set_goal(frames[1])
+    joints = np.array([[0.1, -0.2, 0.3, 0.5]], np.float32)
+    for _ in range(2):
+        (decision,) = controller.act(frames[:1], joints)
+        assert decision.action.shape == (4,) and (np.abs(decision.action) <= 0.05 + 1e-6).all()
+        assert decision.plan.actions.abs().max() > 0
+        joints = joints + decision.action
+
+
+def test_an_arm_that_a_model_was_never_told_of_is_refused(make_world) -> None:
+    world = make_world(merge=2, standardise=True)
+    with pytest.raises(ValueError, match="never told of the embodiment 'arm'; it knows none"):
+        Embodied(world, "arm")
+    speaking(world, torch.randn(40, 4))
+    with pytest.raises(ValueError, match="never told of the embodiment 'leg'; it knows arm"):
+        Embodied(world, "leg")
 
 
 def test_joints_are_those_of_the_cached_rows(jointed: Path, tmp_path: Path) -> None:

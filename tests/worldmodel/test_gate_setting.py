@@ -84,5 +84,7 @@ def test_the_shipped_gate_stops_an_arm_whose_camera_froze(benchmark) -> None:
         frozen = benchmark.FROZEN
         episodes = benchmark.run(world, settings, "reach", 12, frozen, 2)
         row: dict[str, Any] = benchmark.summary(episodes, frozen)
+        told = [set(episode.verdicts) for episode in episodes]
+        assert told == [set(), set()] if gate == "null" else all(len(one) > 1 for one in told)
         ways[gate] = row["blind_way_cm"]["p50"]
     assert ways["watch"] < ways["null"] / 1.5

@@ -184,6 +184,21 @@ def test_only_the_last_frame_of_a_video_wears_the_colour_of_the_outcome(
     assert np.abs(edges[-8] - color).max() > 60
 
 
+def test_what_the_gate_did_is_seen_where_it_did_it(tmp_path: Path) -> None:
+    amber = np.array((0xF5, 0x9E, 0x0B))
+    held = dataclasses.replace(REACHED, verdicts=("ok", "slow", "hold", *["ok"] * (STEPS - 3)))
+    write_video(tmp_path / "a.mp4", held)
+    write_filmstrip(tmp_path / "a.png", held)
+    write_filmstrip(tmp_path / "plain.png", REACHED)
+    frames = frames_of(tmp_path / "a.mp4")[2:]  # the first is shown three times
+    edges = np.stack([frame[29:31, 20:250].mean(axis=(0, 1)) for frame in frames])
+    amber_steps = np.flatnonzero(np.abs(edges - amber).max(axis=1) < 25)
+    assert amber_steps.tolist() == [1, 2]
+    strip, plain = pixels_of(tmp_path / "a.png"), pixels_of(tmp_path / "plain.png")
+    assert (strip == amber).all(axis=-1).any() and not (plain == amber).all(axis=-1).any()
+    assert (strip[-58:-40] != plain[-58:-40]).any()  # the verdict stands beside the step
+
+
 def test_a_camera_that_is_not_square_keeps_its_proportions(tmp_path: Path) -> None:
     wide = dataclasses.replace(
         REACHED, frames=np.full((STEPS + 1, 32, 64, 3), 30, np.uint8), distances=REACHED.distances

@@ -95,6 +95,7 @@ def episode(
         plan_ms=np.array([500.0, 0.0, 100 * last]),
         encode_ms=np.array([9.0, 1.0, 2.0]),
         goal_rejections=2,
+        verdicts=("ok", "slow", "hold"),
     )
 
 
@@ -154,7 +155,7 @@ def test_an_episode_survives_json_to_the_last_bit() -> None:
     for name in ARRAYS:
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
         assert getattr(before, name).dtype == getattr(after, name).dtype, name
-    for name in ("seed", "stage_names", "switches", "goal_rejections", "frames"):
+    for name in ("seed", "stage_names", "switches", "goal_rejections", "verdicts", "frames"):
         assert getattr(before, name) == getattr(after, name), name
 
 
