@@ -141,10 +141,10 @@ def planner(model: Path) -> MPC:
     search = CEM(
         cost=LatentEnergy(distance="l2"),
         horizon=1,
-        num_samples_first=512,
-        num_samples=256,
-        num_elites=24,
-        num_iterations=5,
+        num_samples_first=256,
+        num_samples=64,
+        num_elites=12,
+        num_iterations=4,
         covariance="full",
     )
     return MPC(

@@ -163,6 +163,8 @@ def read_row(
 ) -> Row:
     """Returns a row: base.yaml, `knobs` and the row's own changes over one another.
 
+    A setting `~name` of a row takes the base's setting `name` away, as it does in Hydra.
+
     Raises:
         ValueError: The row changes not exactly one knob or one stage, one that does not exist, or
             more than planning though `checkpoint` is given.
@@ -186,6 +188,9 @@ def _resolved(document: Any) -> tuple[Stage, ...]:
     """Returns the stages of a document, with the knobs put in."""
     content = OmegaConf.to_container(document, resolve=True)
     assert isinstance(content, dict)
+    for body in content["stages"].values():
+        for gone in [name for name in body["settings"] if name.startswith("~")]:
+            del body["settings"][gone], body["settings"][gone[1:]]
     return read_stages(content["stages"])
 
 
@@ -202,8 +207,10 @@ def _check_changes(file: Path, changes: Any, base: Any) -> None:
         )
     _check_names("knob", changes.get("knobs", {}), base.knobs, str(file))
     _check_names("stage", changes.get("stages", {}), base.stages, str(file))
-    for body in changes.get("stages", {}).values():
+    for name, body in changes.get("stages", {}).items():
         _check_names("part of a stage", body, ("settings",), str(file))
+        gone = [one[1:] for one in body.get("settings", {}) if one.startswith("~")]
+        _check_names("setting to take away", gone, base.stages[name].settings, str(file))
 
 
 def _check_names(what: str, given: Any, known: Any, where: str) -> None:

@@ -146,6 +146,16 @@ def test_knobs_reach_every_row(folder: Path) -> None:
         read_row(folder, "context/2", knobs={"merg": 4})
 
 
+def test_a_row_can_take_a_setting_of_the_base_away(folder: Path) -> None:
+    changes = {"settings": {"~planner.num_context": None, "planner.axes": ["x"]}}
+    OmegaConf.save({"stages": {"measure": changes}}, folder / "context" / "none.yaml")
+    row, base = (read_row(folder, name, knobs={}) for name in ("context/none", BASE))
+    assert row.stages[0] == base.stages[0]
+    for stage, of_base in zip(row.stages[1:], base.stages[1:], strict=True):
+        kept = {k: v for k, v in of_base.settings.items() if k != "planner.num_context"}
+        assert stage.settings == {**kept, "planner.axes": ["x"]}
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -155,6 +165,10 @@ def test_knobs_reach_every_row(folder: Path) -> None:
         ({"stages": {"measur": {"settings": {}}}}, "unknown stage 'measur'"),
         ({"stages": {"measure": {"verb": "plan"}}}, "unknown part of a stage 'verb'"),
         ({"seed": 1}, "unknown key 'seed'"),
+        (
+            {"stages": {"measure": {"settings": {"~planner.num_contex": None}}}},
+            "unknown setting to take away 'planner.num_contex'; did you mean 'planner.num_context'",
+        ),
     ],
 )
 def test_a_row_that_is_no_single_change_is_refused(
