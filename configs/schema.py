@@ -322,6 +322,9 @@ class ValidateConfig(DataConfig):
     data: str | None = None  # held-out recordings; null simulates fresh ones
     camera: str = "exterior"
     model_hz: float | None = None  # of a model whose checkpoint states no rate
+    # Who speaks in the recordings: end_effector, or a name that the model was trained with
+    # (train embodiment=NAME); limits are then of its joints [rad] and gripper.
+    embodiment: str = "end_effector"
     episodes: int = 32  # recordings read at most, or simulated
     steps: int = 30  # of a simulated one
     windows: int = 256  # at most; errors and ranks are of all of them

@@ -166,6 +166,22 @@ class Episode:
         """Number of actions, T."""
         return len(self.proprio) - 1
 
+    def joints_and_gripper(self, *, name: str) -> np.ndarray:
+        """Returns float32 (T + 1, joints + 1): what an arm speaks in that does not speak in poses.
+
+        Args:
+            name: What to call the episode in an error.
+
+        Raises:
+            ValueError: No joints were logged.
+        """
+        if self.joints is None:
+            raise ValueError(
+                f"{name} has no joints, and an embodiment of its own speaks in them; name their "
+                "columns in the mapping (joints, docs/data.md), or leave embodiment out"
+            )
+        return np.concatenate([self.joints, self.proprio[:, GRIPPER]], axis=1).astype(np.float32)
+
 
 def find_problems(episode: Episode) -> list[str]:
     """Returns what is wrong with an episode, one sentence per problem; an empty list if nothing.

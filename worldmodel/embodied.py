@@ -6,7 +6,6 @@ rest (`worldmodel.embodiment`).
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from worldmodel.embodiment import Embodiment
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import JoinedViews
 from worldmodel.planners.action_space import JointSpace
-from worldmodel.pose import GRIPPER
 from worldmodel.predictor import ActionConditionedPredictor
-from worldmodel.validation.held_out import HeldOut
 
 MIN_JOINT_STD = 0.05  # [rad, gripper]; keeps a joint that never moves from exploding
 MIN_MOVE_STD = 0.01
@@ -100,15 +97,6 @@ class Embodied:
         return latents[:, C:]
 
 
-class EmbodiedHeldOut(HeldOut):
-    """Held-out windows whose actions are changes of joints."""
-
-    @cached_property
-    def actions(self) -> Float[np.ndarray, "windows steps action"]:
-        """What was done between the frames, measured."""
-        return np.diff(self.proprio.astype(np.float64), axis=1)
-
-
 def read_joints(
     source: Source, cache: LatentCache | LatentViews, ids: Sequence[int]
 ) -> dict[int, np.ndarray]:
@@ -120,12 +108,7 @@ def read_joints(
     found: dict[int, np.ndarray] = {}
     for i in ids:
         episode = source.read(i)
-        if episode.joints is None:
-            raise ValueError(
-                f"episode {i} of {source.path} has no joints, and an embodiment of its own speaks "
-                "in them; name their columns in the mapping (joints, docs/data.md), or leave "
-                "embodiment out"
-            )
+        both = episode.joints_and_gripper(name=f"episode {i} of {source.path}")
         times = cache.timestamps(i)
         rows = np.searchsorted(episode.timestamps, times).clip(max=len(episode.timestamps) - 1)
         if not np.array_equal(episode.timestamps[rows], times):
@@ -133,8 +116,7 @@ def read_joints(
                 f"episode {i} of {source.path} has other timestamps than when it was encoded; run "
                 "worldmodel encode again"
             )
-        both = np.concatenate([episode.joints, episode.proprio[:, GRIPPER]], axis=1)
-        found[i] = both[rows].astype(np.float32)
+        found[i] = both[rows]
     sizes = {values.shape[1] - 1 for values in found.values()}
     if len(sizes) > 1:
         raise ValueError(

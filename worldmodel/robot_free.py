@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from worldmodel.embodied import Embodied, EmbodiedHeldOut
+from worldmodel.embodied import Embodied
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import joined
@@ -108,7 +108,7 @@ class RobotFree:
             world, held_out = joined(model), HeldOut(latents, self.proprio, self.episodes)
         else:
             world = Embodied(joined(model), self.embodiment)
-            held_out = EmbodiedHeldOut(latents, self.proprio, self.episodes)
+            held_out = HeldOut(latents, self.proprio, self.episodes, space=world.action_space)
         errors = latent_errors(world, held_out, horizon=1, distance=self.distance, progress=False)
         measures = {
             f"{PREFIX}identity_ratio": float(errors.identity_ratios[0]),

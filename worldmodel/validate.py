@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from worldmodel.checkpoint import fingerprint
 from worldmodel.data.collect import Backend, collect
 from worldmodel.data.source import Source, open_source
+from worldmodel.embodied import Embodied
+from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import refuse_wrong_set
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import check_cameras, joined
+from worldmodel.planners.action_space import POSES
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.runs import describe_machine, write_json
 from worldmodel.tables import markdown_table
@@ -33,12 +37,14 @@ from worldmodel.validation.camera_rotation import (
 )
 from worldmodel.validation.energy_argmin import EnergyArgmin, energy_argmin
 from worldmodel.validation.held_out import HeldOut, read_held_out
+from worldmodel.validation.joint_argmin import JointArgmin, joint_argmin
 from worldmodel.validation.latent_errors import LatentErrors, latent_errors
 from worldmodel.validation.open_loop import OpenLoop, open_loop
 from worldmodel.validation.plots import (
     draw_action_ranking,
     draw_camera_rotation,
     draw_energy_argmin,
+    draw_joint_argmin,
     draw_latent_errors,
     draw_open_loop,
     save,
@@ -83,6 +89,52 @@ class Validation:
             "energy_argmin": self.argmin.to_json(seed=self.seed),
             "open_loop": self.open_loop.to_json(seed=self.seed),
             "camera_rotation": self.camera.to_json(seed=self.seed),
+        }
+
+    def pictures(self) -> dict[str, Figure]:
+        """Returns a picture of each measure by its name."""
+        return {
+            "latent_errors": draw_latent_errors(self.errors),
+            "action_ranking": draw_action_ranking(self.ranking),
+            "energy_argmin": draw_energy_argmin(self.argmin),
+            "open_loop": draw_open_loop(self.open_loop),
+            "camera_rotation": draw_camera_rotation(self.camera),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class JointValidation:
+    """The measures of a model as an arm that speaks in joints knows it.
+
+    Attributes:
+        errors: How well it predicts.
+        ranking: Whether it tells the true action from others.
+        argmin: How far from the true action its energy is lowest.
+        seed: Of the draws, and of the intervals.
+    """
+
+    errors: LatentErrors
+    ranking: ActionRanking
+    argmin: JointArgmin
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all numbers; those that matter most come first."""
+        return {
+            "identity_ratio": float(self.errors.identity_ratios[0]),
+            "shuffled_action_ratio": float(self.errors.shuffled_ratios[0]),
+            "argmin_error_deg": self.argmin.error_deg,
+            "action_ranking": self.ranking.to_json(seed=self.seed),
+            "latent_errors": self.errors.to_json(seed=self.seed),
+            "joint_argmin": self.argmin.to_json(seed=self.seed),
+        }
+
+    def pictures(self) -> dict[str, Figure]:
+        """Returns a picture of each measure by its name."""
+        return {
+            "latent_errors": draw_latent_errors(self.errors),
+            "action_ranking": draw_action_ranking(self.ranking),
+            "joint_argmin": draw_joint_argmin(self.argmin),
         }
 
 
@@ -163,9 +215,52 @@ def measure(
     )
 
 
+def measure_joints(
+    world: WorldModel,
+    held_out: HeldOut,
+    *,
+    horizon: int,
+    candidates: int,
+    searches: int,
+    samples: int,
+    iterations: int,
+    seed: int,
+    limits: Sequence[float] | None = None,
+    distance: str = "l2",
+    progress: bool = True,
+) -> JointValidation:
+    """Takes the measures of a model that is spoken to in joints, see `measure`."""
+    return JointValidation(
+        errors=latent_errors(
+            world, held_out, horizon=horizon, distance=distance, progress=progress
+        ),
+        ranking=action_ranking(
+            world,
+            held_out,
+            candidates=candidates,
+            seed=seed,
+            distance=distance,
+            progress=progress,
+        ),
+        argmin=joint_argmin(
+            world,
+            held_out,
+            windows=searches,
+            samples=samples,
+            iterations=iterations,
+            seed=seed,
+            limits=limits,
+            distance=distance,
+            progress=progress,
+        ),
+        seed=seed,
+    )
+
+
 def validate(
     *,
     world: JEPA,
+    embodiment: str,
     device: str,
     source: Source | None,
     run: Path,
@@ -188,11 +283,13 @@ def validate(
     seed: int,
     description: dict[str, Any],
     progress: bool = True,
-) -> Validation:
+) -> Validation | JointValidation:
     """Measures a model and writes `validation.json`, a picture of each measure, and the correction.
 
     Args:
         world: The model.
+        embodiment: Who speaks in the recordings. Of an arm that speaks in joints, plans of several
+            steps and the camera's turn are not measured: both are of poses.
         device: Where it computes: "auto", "cpu" or "cuda".
         source: Recordings it was not trained on; None records fresh ones in simulation.
         run: Folder of the results.
@@ -209,7 +306,7 @@ def validate(
         samples: Plans per iteration of a search.
         iterations: Its iterations.
         plan_steps: Steps of the plans of the open-loop score.
-        limits: Half the width of the box that is searched (7,), physical units.
+        limits: Half the width of the box that is searched, physical units.
         distance: "l1" or "l2".
         precision: Of the model, see `worldmodel.training.autocast`.
         seed: Of all draws, and of fresh episodes.
@@ -224,7 +321,13 @@ def validate(
     world = world.to(select_device(device))
     hz = _rate(world, model_hz)
     check_cameras(world, camera)
+    own = None if embodiment == END_EFFECTOR else Embodied(joined(world), embodiment)
     if source is None:
+        if own is not None:
+            raise ValueError(
+                f"fresh episodes are of the simulated arm, which speaks in poses; name recordings "
+                f"of {embodiment!r} that the model was not trained on: data=..."
+            )
         source = fresh_episodes(
             run / "episodes",
             world=world,
@@ -248,22 +351,38 @@ def validate(
             windows=windows,
             episodes=episodes,
             seed=seed,
+            space=POSES if own is None else own.action_space,
             progress=progress,
         )
-        found = measure(
-            joined(world),
-            held_out,
-            horizon=horizon,
-            candidates=candidates,
-            searches=searches,
-            samples=samples,
-            iterations=iterations,
-            plan_steps=plan_steps,
-            seed=seed,
-            limits=limits,
-            distance=distance,
-            progress=progress,
-        )
+        if own is None:
+            found = measure(
+                joined(world),
+                held_out,
+                horizon=horizon,
+                candidates=candidates,
+                searches=searches,
+                samples=samples,
+                iterations=iterations,
+                plan_steps=plan_steps,
+                seed=seed,
+                limits=limits,
+                distance=distance,
+                progress=progress,
+            )
+        else:
+            found = measure_joints(
+                own,
+                held_out,
+                horizon=horizon,
+                candidates=candidates,
+                searches=searches,
+                samples=samples,
+                iterations=iterations,
+                seed=seed,
+                limits=limits,
+                distance=distance,
+                progress=progress,
+            )
     recordings = f"{source.path.name}, {len(set(held_out.episodes.tolist()))} episodes"
     model = fingerprint(world)
     write_json(
@@ -277,10 +396,11 @@ def validate(
         },
     )
     write_pictures(found, run)
-    correction.parent.mkdir(parents=True, exist_ok=True)
-    save_camera_rotation(
-        found.camera, correction, model=model, camera=camera, recordings=recordings, seed=seed
-    )
+    if isinstance(found, Validation):
+        correction.parent.mkdir(parents=True, exist_ok=True)
+        save_camera_rotation(
+            found.camera, correction, model=model, camera=camera, recordings=recordings, seed=seed
+        )
     return found
 
 
@@ -316,28 +436,15 @@ def fresh_episodes(
     return open_source(folder)
 
 
-def write_pictures(found: Validation, folder: Path) -> list[Path]:
+def write_pictures(found: Validation | JointValidation, folder: Path) -> list[Path]:
     """Writes one PNG of each measure into a folder and returns the files."""
-    return [
-        save(figure, folder / f"{name}.png")
-        for name, figure in (
-            ("latent_errors", draw_latent_errors(found.errors)),
-            ("action_ranking", draw_action_ranking(found.ranking)),
-            ("energy_argmin", draw_energy_argmin(found.argmin)),
-            ("open_loop", draw_open_loop(found.open_loop)),
-            ("camera_rotation", draw_camera_rotation(found.camera)),
-        )
-    ]
+    return [save(figure, folder / f"{name}.png") for name, figure in found.pictures().items()]
 
 
 def validation_table(numbers: dict[str, Any]) -> str:
     """Returns the content of `validation.json` as a table: what was measured, and what is bad."""
     errors, ranking = numbers["latent_errors"], numbers["action_ranking"]
-    argmin, plans = numbers["energy_argmin"], numbers["open_loop"]
-    turn = numbers["camera_rotation"]
-    last, offsets = errors["horizon"], argmin["mean_absolute"]
-    axes = ", ".join(f"{offsets[f'{axis}_cm']:.2f}" for axis in "xyz")
-    turns = ", ".join(f"{offsets[f'{axis}_deg']:.1f}" for axis in ("roll", "pitch", "yaw"))
+    last = errors["horizon"]
     rows: list[list[object]] = [
         [
             "error / that of no change, 1 step",
@@ -360,6 +467,38 @@ def validation_table(numbers: dict[str, Any]) -> str:
             f"{ranking['chance_top1']:.1%}",
         ],
         ["its mean rank", f"{ranking['mean_rank']:.2f}", None, ranking["chance_mean_rank"]],
+        *(_joint_rows(numbers) if "joint_argmin" in numbers else _pose_rows(numbers)),
+    ]
+    return markdown_table(["", "value", "95 %", "worthless"], rows)
+
+
+def _joint_rows(numbers: dict[str, Any]) -> list[list[object]]:
+    argmin = numbers["joint_argmin"]
+    return [
+        [
+            "lowest energy off by, a joint [degrees]",
+            f"{argmin['error_deg']:.2f}",
+            _interval(argmin["error_deg_95"], ".2f"),
+            f"{argmin['still_error_deg']:.2f} (no move)",
+        ],
+        [
+            "joint by joint [degrees]",
+            ", ".join(f"{off:.1f}" for off in argmin["mean_absolute_deg"]),
+            None,
+            ", ".join(f"{off:.1f}" for off in argmin["still_mean_absolute_deg"]),
+        ],
+        ["gripper, of 1", f"{argmin['gripper']:.2f}", None, None],
+    ]
+
+
+def _pose_rows(numbers: dict[str, Any]) -> list[list[object]]:
+    argmin, plans, turn = (
+        numbers[name] for name in ("energy_argmin", "open_loop", "camera_rotation")
+    )
+    offsets = argmin["mean_absolute"]
+    axes = ", ".join(f"{offsets[f'{axis}_cm']:.2f}" for axis in "xyz")
+    turns = ", ".join(f"{offsets[f'{axis}_deg']:.1f}" for axis in ("roll", "pitch", "yaw"))
+    return [
         [
             "lowest energy off by [cm]",
             f"{argmin['error_cm']:.2f}",
@@ -382,7 +521,6 @@ def validation_table(numbers: dict[str, Any]) -> str:
             f"condition {turn['condition']:.2f}",
         ],
     ]
-    return markdown_table(["", "value", "95 %", "worthless"], rows)
 
 
 def _interval(bounds: Sequence[float], form: str) -> str:

@@ -1,6 +1,7 @@
 """Arms that speak in joints: new input layers on a predictor that is kept."""
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from worldmodel import checkpoint
 from worldmodel.adaln_predictor import AdaLNPredictor
+from worldmodel.cli import main
 from worldmodel.data import EpisodeStore
 from worldmodel.data.source import open_source
 from worldmodel.embodied import Embodied, learn_to_speak, read_joints
 from worldmodel.encode import latent_job
 from worldmodel.planners import CEM, MPC, ActionBounds, LatentEnergy
 from worldmodel.training import Schedule
+from worldmodel.validate import measure_joints
+from worldmodel.validation.held_out import read_held_out
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("train_on_spots", HERE / "test_train.py")
@@ -178,20 +182,82 @@ def test_an_arm_of_another_action_size_learns_faster_from_a_model_that_exists(
     assert checkpoint.read_config(tuned.checkpoint)["provenance"]["embodiment"] == "arm"
 
 
-def test_wrong_actions_are_worse_than_the_right_joints(
-    started: Path, jointed: Path, tmp_path: Path
-) -> None:
-    longer = Schedule(name="cosine", peak=1e-2, steps=60, warmup_steps=3)
-    result = run_train(
+@pytest.fixture(scope="module")
+def taught(started: Path, jointed: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The result of teaching the arm's joints to the model that exists."""
+    return run_train(
         jointed,
-        tmp_path / "run",
-        schedule=longer,
+        tmp_path_factory.mktemp("taught") / "run",
+        schedule=Schedule(name="cosine", peak=1e-2, steps=60, warmup_steps=3),
         embodiment="arm",
         state_weight=0.0,
         validate_every=60,
         finetune=str(started),
     )
-    assert result.validation_loss < 0.8 * result.shuffled_loss
+
+
+def test_wrong_actions_are_worse_than_the_right_joints(taught) -> None:
+    assert taught.validation_loss < 0.8 * taught.shuffled_loss
+
+
+FEW = ["windows=40", "horizon=2", "candidates=4", "searches=16", "samples=32", "iterations=3"]
+FEW += ["plan_steps=1", "episodes=12"]
+
+
+def test_validate_measures_an_arm_in_its_joints(
+    taught, jointed: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["validate", f"checkpoint={taught.checkpoint}", f"data={jointed}", *FEW]
+    assert main([*words, "embodiment=arm", f"run={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().splitlines()[-1].endswith("degrees a joint off")
+    numbers = json.loads((tmp_path / "validation.json").read_text())
+    argmin = numbers["joint_argmin"]
+    assert numbers["identity_ratio"] < 0.9 and numbers["shuffled_action_ratio"] < 0.9
+    assert numbers["action_ranking"]["top1"] > 0.4  # chance: a quarter
+    assert numbers["argmin_error_deg"] < argmin["still_error_deg"]
+    assert len(argmin["mean_absolute_deg"]) == 3 and len(argmin["limits"]) == 4
+    told = ", ".join(f"{off:.1f}" for off in argmin["mean_absolute_deg"])
+    assert f"| {told} " in out
+    pictures = {"latent_errors", "action_ranking", "joint_argmin"}
+    assert {file.stem for file in tmp_path.glob("*.png")} == pictures
+    assert not list(tmp_path.glob("camera_rotation*"))
+
+    def refused(*more: str) -> str:
+        assert main([*words, f"run={tmp_path / 'again'}", *more]) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "never told of the embodiment 'leg'; it knows arm" in refused("embodiment=leg")
+    assert "fresh episodes are of the simulated arm" in refused("embodiment=arm", "data=null")
+    assert "limits must be 4 numbers" in refused("embodiment=arm", "limits=[1,1,1,1,1,1,1]")
+
+
+def test_measures_in_joints_worsen_when_joints_are_taken_for_others(taught, jointed: Path) -> None:
+    class Mistaken(Embodied):
+        def rollout(self, latents, proprio, actions):
+            return super().rollout(latents, proprio, actions[..., [1, 2, 0, 3]])
+
+    world = checkpoint.load(taught.checkpoint)
+    arm, wrong = Embodied(world, "arm"), Mistaken(world, "arm")
+    held_out = read_held_out(
+        arm,
+        open_source(jointed),
+        camera="exterior",
+        hz=4.0,
+        frames=2,
+        windows=60,
+        episodes=12,
+        seed=0,
+        space=arm.action_space,
+        progress=False,
+    )
+    few = {"horizon": 1, "candidates": 8, "searches": 24, "samples": 32, "iterations": 4}
+    good, bad = (
+        measure_joints(one, held_out, **few, seed=0, progress=False) for one in (arm, wrong)
+    )
+    assert bad.to_json()["identity_ratio"] > good.to_json()["identity_ratio"] + 0.1
+    assert bad.ranking.top1 < good.ranking.top1 - 0.1
+    assert bad.argmin.error_deg > 1.1 * good.argmin.error_deg
 
 
 def test_what_an_embodiment_cannot_have_is_refused(

@@ -4,6 +4,7 @@
     latent_errors     how well it predicts, beside copying and beside wrong actions
     action_ranking    does it tell the action that was done from others?
     energy_argmin     how far from that action does its energy end a search?
+    joint_argmin      the same of an arm that speaks in joints
     open_loop         plans of several steps, scored as in JEPA-WMs
     camera_rotation   are its moves turned, because the camera stands elsewhere?
     plots             a picture of each

@@ -19,8 +19,8 @@ from worldmodel.data.frames import Frames
 from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex
 from worldmodel.names import unknown
+from worldmodel.planners.action_space import POSES, ActionSpace
 from worldmodel.planners.interfaces import Observation, WorldModel
-from worldmodel.pose import action_between
 from worldmodel.views import camera_names
 
 MAX_GAP_STEPS = 1.75  # rows further apart than so many model steps have lost one between them
@@ -33,14 +33,16 @@ class HeldOut:
 
     Attributes:
         latents: As the model encodes the frames.
-        proprio: The arm's states: x, y, z [m], roll, pitch, yaw [rad], gripper; or what another
-            embodiment speaks in, in a subclass that says what its actions are.
+        proprio: The arm's states in `space`: x, y, z [m], roll, pitch, yaw [rad], gripper; or
+            joints and gripper.
         episodes: Which recording each window is of.
+        space: What the arm speaks in.
     """
 
     latents: Float[Tensor, "windows frames tokens dim"]
     proprio: Float[np.ndarray, "windows frames proprio"]
     episodes: Int[np.ndarray, " windows"]
+    space: ActionSpace = POSES
 
     def __post_init__(self) -> None:
         """Refuses windows that cannot be measured on."""
@@ -68,8 +70,8 @@ class HeldOut:
     @cached_property
     def actions(self) -> Float[np.ndarray, "windows steps action"]:
         """What was done between the frames, measured."""
-        proprio = self.proprio.astype(np.float64)
-        return action_between(proprio[:, :-1], proprio[:, 1:])
+        proprio = torch.from_numpy(self.proprio.astype(np.float64))
+        return self.space.between(proprio[:, :-1], proprio[:, 1:]).numpy()
 
     def observation(self, rows: slice | np.ndarray) -> Observation:
         """Returns the first frames of some windows, as a planner sees them."""
@@ -84,7 +86,9 @@ class HeldOut:
     def take(self, number: int) -> "HeldOut":
         """Returns so many of the windows, spread evenly; all if there are no more."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int))
-        return HeldOut(self.latents[rows], self.proprio[rows], self.episodes[rows])
+        return HeldOut(
+            self.latents[rows], self.proprio[rows], self.episodes[rows], space=self.space
+        )
 
     def others(self) -> Int[np.ndarray, " windows"]:
         """Returns for each window another one, of another recording as far as there is one.
@@ -105,6 +109,7 @@ def read_held_out(
     windows: int,
     episodes: int,
     seed: int,
+    space: ActionSpace = POSES,
     progress: bool = True,
 ) -> HeldOut:
     """Draws windows from recordings and encodes their frames.
@@ -118,12 +123,13 @@ def read_held_out(
         windows: How many windows at most.
         episodes: From how many recordings at most.
         seed: Of the draw of recordings and windows.
+        space: What the model is spoken to in; joints are those of the recordings.
         progress: Whether to show a progress bar.
 
     Raises:
         KeyError: A recording has no such camera.
-        ValueError: A recording is broken, its rate gives no windows at the model's, all are too
-            short, or its cameras differ in size.
+        ValueError: A recording is broken or has no such joints, its rate gives no windows at the
+            model's, all are too short, or its cameras differ in size.
     """
     cameras = camera_names(camera)
     rng = np.random.default_rng(seed)
@@ -139,6 +145,10 @@ def read_held_out(
     )
     drawn = np.sort(rng.choice(len(index), min(windows, len(index)), replace=False))
     found = [index[int(i)] for i in drawn]
+    states = [
+        _states(recording, space, name=f"episode {i}")
+        for i, recording in zip(chosen, recordings, strict=True)
+    ]
     latents, proprio = [], []
     with tqdm(total=len(found), desc="encode", unit="window", disable=not progress) as bar:
         for number, recording in enumerate(recordings):
@@ -148,12 +158,13 @@ def read_held_out(
             needed, places = np.unique(np.stack(rows), return_inverse=True)
             encoded = encode_rows(world, [recording.frames[name] for name in cameras], needed)
             latents.append(encoded[places.reshape(-1, frames)])
-            proprio.append(recording.proprio[np.stack(rows)])
+            proprio.append(states[number][np.stack(rows)])
             bar.update(len(rows))
     return HeldOut(
         latents=torch.cat(latents),
         proprio=np.concatenate(proprio),
         episodes=np.array([chosen[window.episode] for window in found]),
+        space=space,
     )
 
 
@@ -168,6 +179,18 @@ def encode_rows(
         seen = torch.stack(frames, dim=1) if len(frames) > 1 else frames[0]
         latents.append(world.encode(seen[None])[0])
     return torch.cat(latents)
+
+
+def _states(episode: Episode, space: ActionSpace, *, name: str) -> np.ndarray:
+    if space is POSES:
+        return episode.proprio
+    states = episode.joints_and_gripper(name=name)
+    if states.shape[1] != space.proprio_size:
+        raise ValueError(
+            f"{name} has {states.shape[1] - 1} joints, and the embodiment of this model has "
+            f"{space.proprio_size - 1}"
+        )
+    return states
 
 
 def _checked(episode: Episode, cameras: Sequence[str], *, name: str) -> Episode:

@@ -11,6 +11,7 @@ from worldmodel.pose import GRIPPER
 from worldmodel.validation.action_ranking import ActionRanking
 from worldmodel.validation.camera_rotation import CameraRotation
 from worldmodel.validation.energy_argmin import POSE_AXES, EnergyArgmin
+from worldmodel.validation.joint_argmin import JointArgmin
 from worldmodel.validation.latent_errors import LatentErrors
 from worldmodel.validation.open_loop import OpenLoop
 from worldmodel.video import DISTANCE, ENERGY, FAINT, INK, MUTED
@@ -103,6 +104,29 @@ def draw_energy_argmin(argmin: EnergyArgmin) -> Figure:
         f"distance [cm]: mean {argmin.error_cm:.2f}", loc="left", fontsize=10, color=INK
     )
     _quieten(cells[7])
+    figure.supxlabel("what was done", fontsize=9, color=MUTED)
+    figure.supylabel("where the energy is lowest", fontsize=9, color=MUTED)
+    return figure
+
+
+def draw_joint_argmin(argmin: JointArgmin) -> Figure:
+    """Draws, joint by joint, the change of lowest energy over the true one; the gripper last."""
+    size = argmin.true.shape[1]
+    columns = min(4, size)
+    rows = -(-size // columns)
+    figure = _figure(3 * columns, 2.8 * rows)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for i, axes in enumerate(cells[:size]):
+        gripper = i == size - 1
+        scale, unit = (1.0, "") if gripper else (180 / np.pi, "°")
+        true, found = scale * argmin.true[:, i], scale * argmin.found[:, i]
+        limit = max(scale * argmin.limits[i], float(np.abs(true).max()))
+        _scatter(axes, true, found, limit)
+        name = "gripper" if gripper else f"joint {i + 1}"
+        off = float(np.abs(found - true).mean())
+        axes.set_title(f"{name}: off by {off:.2g}{unit}", loc="left", fontsize=10, color=INK)
+    for axes in cells[size:]:
+        axes.set_axis_off()
     figure.supxlabel("what was done", fontsize=9, color=MUTED)
     figure.supylabel("where the energy is lowest", fontsize=9, color=MUTED)
     return figure

@@ -296,6 +296,9 @@ def train(config: "DictConfig", *, call: Call) -> int:
         view = "" if config.camera == "exterior" else f" camera={config.camera}"
         alone = "" if config.state_weight else " planner.search.num_proposals=0"
         print(f"next: worldmodel evaluate checkpoint={result.checkpoint}{view}{alone}")
+    else:
+        told = f"checkpoint={result.checkpoint} embodiment={config.embodiment}"
+        print(f"next: worldmodel validate data=HELD_OUT_RECORDINGS {told}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
     if (error := result.state_error) is not None:

@@ -16,6 +16,7 @@ def validate(config: "DictConfig", *, call: Call) -> int:
 
     from omegaconf import OmegaConf
 
+    from worldmodel.embodiment import END_EFFECTOR
     from worldmodel.validate import VALIDATION_FILE, validate, validation_table
 
     check_backends(config.backend)
@@ -29,6 +30,7 @@ def validate(config: "DictConfig", *, call: Call) -> int:
     began = time.perf_counter()
     validate(
         world=world,
+        embodiment=config.embodiment,
         device=config.device,
         source=source,
         run=run,
@@ -58,11 +60,14 @@ def validate(config: "DictConfig", *, call: Call) -> int:
     numbers = json.loads(text)
     print(f"\n{validation_table(numbers)}")
     print(f"{time.perf_counter() - began:.0f} s; pictures and {VALIDATION_FILE} in {run}")
-    print(f"behind a camera that stands elsewhere: planner.camera_rotation={correction}")
+    if config.embodiment == END_EFFECTOR:
+        print(f"behind a camera that stands elsewhere: planner.camera_rotation={correction}")
+        off = f"{numbers['argmin_error_cm']:.2f} cm"
+    else:
+        off = f"{numbers['argmin_error_deg']:.2f} degrees a joint"
     print(
         f"error {numbers['identity_ratio']:.3f} of copying, true action first in "
-        f"{numbers['action_ranking']['top1']:.0%}, lowest energy "
-        f"{numbers['argmin_error_cm']:.2f} cm off"
+        f"{numbers['action_ranking']['top1']:.0%}, lowest energy {off} off"
     )
     return 0
 
