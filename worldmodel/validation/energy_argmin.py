@@ -15,7 +15,7 @@ from worldmodel.planners.interfaces import WorldModel
 from worldmodel.pose import ACTION_SIZE, GRIPPER, POSITION, ROTATION, rotation_delta
 from worldmodel.validation.held_out import HeldOut
 from worldmodel.validation.intervals import bootstrap_interval
-from worldmodel.validation.search import GROUPS, lowest_energy, only, search_limits
+from worldmodel.validation.search import GROUPS, lowest_energy_in_parts, search_limits
 
 POSE_AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 
@@ -119,21 +119,15 @@ def energy_argmin(
             f"limits must be {ACTION_SIZE} numbers above 0 [m, rad, gripper], got {box.tolist()}"
         )
     chosen = held_out.take(windows)
-    true = chosen.actions[:, 0]
-    found = np.zeros_like(true)
-    for number, (name, group) in enumerate(GROUPS.items()):
-        lowest = lowest_energy(
-            world,
-            chosen,
-            limits=only(group, box).tolist(),
-            fixed=true - only(group, true),
-            horizon=1,
-            samples=samples,
-            iterations=iterations,
-            distance=distance,
-            seed=seed + number,
-            label=f"search {name}",
-            progress=progress,
-        )
-        found[:, group] = lowest[:, 0, group]
-    return EnergyArgmin(found, true, tuple(box.tolist()), chosen.episodes)
+    found = lowest_energy_in_parts(
+        world,
+        chosen,
+        groups=GROUPS,
+        limits=box,
+        samples=samples,
+        iterations=iterations,
+        distance=distance,
+        seed=seed,
+        progress=progress,
+    )
+    return EnergyArgmin(found, chosen.actions[:, 0], tuple(box.tolist()), chosen.episodes)

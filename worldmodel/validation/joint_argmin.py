@@ -13,7 +13,7 @@ from jaxtyping import Float
 from worldmodel.planners.interfaces import WorldModel
 from worldmodel.validation.held_out import HeldOut
 from worldmodel.validation.intervals import bootstrap_interval
-from worldmodel.validation.search import LIMIT_MARGIN, lowest_energy, only
+from worldmodel.validation.search import LIMIT_MARGIN, lowest_energy_in_parts
 
 MIN_LIMIT = 0.02  # [rad, gripper] searched on either side, also of a joint that rested
 
@@ -99,23 +99,15 @@ def joint_argmin(
     if box.shape != (size,) or not (np.isfinite(box).all() and (box > 0).all()):
         raise ValueError(f"limits must be {size} numbers above 0 [rad, gripper], got {limits}")
     chosen = held_out.take(windows)
-    true = chosen.actions[:, 0]
-    found = np.zeros_like(true)
-    for number, (name, group) in enumerate(
-        zip(("joints", "gripper"), held_out.space.groups, strict=True)
-    ):
-        lowest = lowest_energy(
-            world,
-            chosen,
-            limits=only(group, box).tolist(),
-            fixed=true - only(group, true),
-            horizon=1,
-            samples=samples,
-            iterations=iterations,
-            distance=distance,
-            seed=seed + number,
-            label=f"search {name}",
-            progress=progress,
-        )
-        found[:, group] = lowest[:, 0, group]
-    return JointArgmin(found, true, tuple(box.tolist()), chosen.episodes)
+    found = lowest_energy_in_parts(
+        world,
+        chosen,
+        groups=dict(zip(("joints", "gripper"), chosen.space.groups, strict=True)),
+        limits=box,
+        samples=samples,
+        iterations=iterations,
+        distance=distance,
+        seed=seed,
+        progress=progress,
+    )
+    return JointArgmin(found, chosen.actions[:, 0], tuple(box.tolist()), chosen.episodes)
