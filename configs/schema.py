@@ -441,7 +441,9 @@ class DriveConfig:
     what: str | None = None  # of `goal`: capture
     planner: Any = MISSING  # group: search and how the controller uses it
     robot: Any = MISSING
-    goal: str | None = None  # image to reach, or to write: NAME (goals/NAME.png) or a path
+    # Image to reach, or to write: NAME (goals/NAME.png) or a path; of several cameras NAME
+    # (goals/NAME.CAMERA.png of each), or one path of each, joined by +.
+    goal: str | None = None
     camera: str = "exterior"
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     calibration: str | None = None  # what drive calibrate wrote; null: the model has our axes
