@@ -16,7 +16,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 
 Crop = Literal["square", "squash", "eval", "none"]
 
@@ -73,13 +72,11 @@ def fit_frames(frames: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     return _resize(kept, size, size, cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
-def fit_views(
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int, crop: Crop
-) -> UInt8[np.ndarray, "*views size size 3"]:
+def fit_views(pictures: Sequence[np.ndarray], size: int, crop: Crop) -> np.ndarray:
     """Returns one moment as a model sees it: (size, size, 3), or (V, size, size, 3) of V cameras.
 
     Args:
-        pictures: (height, width, 3) of each camera, in the model's order; they may differ in size.
+        pictures: uint8 (height, width, 3) of each camera, in the model's order; they may differ in size.
         size: height and width that the model takes.
         crop: how pictures become so large.
 

@@ -95,12 +95,12 @@ def goal_paths(name: str, cameras: Sequence[str]) -> tuple[Path, ...]:
     path = goal_path(name)
     if len(cameras) == 1:
         return (path,)
-    if "+" not in name:
-        return tuple(path.with_name(f"{path.stem}.{camera}{path.suffix}") for camera in cameras)
     named = name.split("+")
+    if len(named) == 1 and path.stem.rpartition(".")[2] not in cameras:
+        return tuple(path.with_name(f"{path.stem}.{camera}{path.suffix}") for camera in cameras)
     if len(named) != len(cameras):
         raise ValueError(
-            f"goal={name} names {len(named)} pictures, but the model sees {len(cameras)} cameras "
+            f"goal={name} names {len(named)} picture(s), but the model sees {len(cameras)} cameras "
             f"({', '.join(cameras)}); name one of each, joined by +, or goal=NAME alone"
         )
     return tuple(goal_path(one) for one in named)
