@@ -76,7 +76,7 @@ def fit_views(pictures: Sequence[np.ndarray], size: int, crop: Crop) -> np.ndarr
     """Returns one moment as a model sees it: (size, size, 3), or (V, size, size, 3) of V cameras.
 
     Args:
-        pictures: uint8 (height, width, 3) of each camera, in the model's order; they may differ in size.
+        pictures: uint8 (height, width, 3) of each camera, in the model's order; sizes may differ.
         size: height and width that the model takes.
         crop: how pictures become so large.
 
