@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
+from worldmodel.views import together
+
 Crop = Literal["square", "squash", "eval", "none"]
 
 WIDEST, NARROWEST = 1.35, 0.75  # width to height of "squash"; V-JEPA 2-AC's aspect range
@@ -83,8 +85,7 @@ def fit_views(pictures: Sequence[np.ndarray], size: int, crop: Crop) -> np.ndarr
     Raises:
         ValueError: as `fit_frames` does.
     """
-    fitted = [fit_frames(picture[None], size, crop)[0] for picture in pictures]
-    return fitted[0] if len(fitted) == 1 else np.stack(fitted)
+    return together([fit_frames(picture[None], size, crop)[0] for picture in pictures])
 
 
 def _fit_eval(frames: np.ndarray, size: int) -> np.ndarray:

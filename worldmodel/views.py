@@ -4,6 +4,8 @@ A setting names one camera, or several joined by "+", as in `camera=exterior+wri
 views is an array (V, height, width, 3), the views in the order of their names.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -20,6 +22,11 @@ def camera_names(camera: str) -> tuple[str, ...]:
             "exterior+wrist"
         )
     return names
+
+
+def together(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the picture of one camera as it is, of several (V, height, width, 3)."""
+    return pictures[0] if len(pictures) == 1 else np.stack(pictures)
 
 
 def side_by_side(image: np.ndarray) -> np.ndarray:
