@@ -413,7 +413,8 @@ class ServeConfig:
     planner: Any = MISSING  # group: search and how the controller uses it
     # Box that the tool must not leave [m]: [[x, y, z], [x, y, z]] in the robot's base frame.
     workspace: Any = None  # needed for plans; a robot has its own
-    goals: str = "goals"  # folder of <prompt>.png
+    goals: str = "goals"  # folder of <prompt>.png; of several cameras <prompt>.<camera>.png of each
+    camera: str = "exterior"  # of a request: exterior, wrist, or both joined by +, as trained
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     crop: str | None = None  # how pictures become the model's: square, squash; null: as trained
     host: str = "127.0.0.1"  # an address that other machines can reach needs a token
@@ -444,7 +445,9 @@ class DriveConfig:
     what: str | None = None  # of `goal`: capture
     planner: Any = MISSING  # group: search and how the controller uses it
     robot: Any = MISSING
-    goal: str | None = None  # image to reach, or to write: NAME (goals/NAME.png) or a path
+    # Image to reach, or to write: NAME (goals/NAME.png) or a path; of several cameras NAME
+    # (goals/NAME.CAMERA.png of each), or one path of each, joined by +.
+    goal: str | None = None
     camera: str = "exterior"
     checkpoint: str | None = None  # world-model folder, or a published one; null is the shipped
     calibration: str | None = None  # what drive calibrate wrote; null: the model has our axes

@@ -32,6 +32,7 @@ from worldmodel.envs.robots.interface import (
     StaleObservationError,
 )
 from worldmodel.envs.robots.recorder import FlightRecorder
+from worldmodel.views import camera_names
 
 COMMAND_PERIODS = 1.5  # of the planner, that a command lives
 GRIPPER_CHANGE = 1e-3  # planned changes below it leave the gripper as it was commanded
@@ -224,8 +225,10 @@ class Driver:
         except StaleObservationError as error:
             self.counters[f"stale:{error.sensor}"] += 1
             return None
-        if self._replanner.camera not in observation.frames:
-            self.counters[f"stale:{self._replanner.camera}"] += 1
+        cameras = camera_names(self._replanner.camera)
+        missing = [name for name in cameras if name not in observation.frames]
+        if missing:
+            self.counters.update(f"stale:{name}" for name in missing)
             return None
         self._seq = max(self._seq, observation.applied_seq + 1)
         self._last = self._schedule.see(observation)

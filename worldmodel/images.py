@@ -11,10 +11,13 @@ this one way only. The cut is one of
 "squash" and "eval" interpolate bilinearly and do not average when they shrink, as published.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import cv2
 import numpy as np
+
+from worldmodel.views import together
 
 Crop = Literal["square", "squash", "eval", "none"]
 
@@ -69,6 +72,20 @@ def fit_frames(frames: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     kept = frames[:, top : top + kept_height, left : left + kept_width]
     averages = crop == "square" and kept_height > size
     return _resize(kept, size, size, cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+
+
+def fit_views(pictures: Sequence[np.ndarray], size: int, crop: Crop) -> np.ndarray:
+    """Returns one moment as a model sees it: (size, size, 3), or (V, size, size, 3) of V cameras.
+
+    Args:
+        pictures: uint8 (height, width, 3) of each camera, in the model's order; sizes may differ.
+        size: height and width that the model takes.
+        crop: how pictures become so large.
+
+    Raises:
+        ValueError: as `fit_frames` does.
+    """
+    return together([fit_frames(picture[None], size, crop)[0] for picture in pictures])
 
 
 def _fit_eval(frames: np.ndarray, size: int) -> np.ndarray:

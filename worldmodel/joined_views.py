@@ -26,6 +26,7 @@ class JoinedViews:
         self.num_views: int = world.predictor.num_views
         self.control_hz = world.control_hz
         self.action_limit: Sequence[float] | None = world.action_limit
+        self.state_head = world.state_head  # reads proprio from the tokens of all views
 
     def encode(self, frames: Tensor) -> Float[Tensor, "batch frames tokens dim"]:
         """Returns the latents of frames (B, T, V, height, width, 3)."""

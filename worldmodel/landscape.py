@@ -27,13 +27,13 @@ from worldmodel.data.source import Source
 from worldmodel.envs.cameras import Backend
 from worldmodel.images import fit_frames
 from worldmodel.jepa import JEPA
-from worldmodel.names import unknown
 from worldmodel.planners.energy import LatentEnergy
 from worldmodel.planners.interfaces import Observation, WorldModel
 from worldmodel.planners.scoring import score_plans
 from worldmodel.pose import ACTION_SIZE, GRIPPER, PROPRIO_SIZE, ROTATION, action_between
 from worldmodel.runs import describe_machine, write_json
 from worldmodel.video import DISTANCE, ENERGY, FAINT, INK, MUTED
+from worldmodel.views import camera_names, check_views, side_by_side, together
 
 AXES = ("dx", "dy", "dz")
 KEYS = ("observations", "states")  # of a pair in an .npz file
@@ -47,10 +47,11 @@ _COLORS = LinearSegmentedColormap.from_list(
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two frames of one camera and the arm's state at each.
+    """Two frames and the arm's state at each.
 
     Attributes:
-        frames: RGB uint8 (2, height, width, 3), before and after.
+        frames: RGB uint8 (2, height, width, 3), before and after; of several cameras
+            (2, V, height, width, 3).
         proprio: (2, 7): x, y, z [m], roll, pitch, yaw [rad], gripper in [0, 1].
         name: Where they come from, for people.
     """
@@ -69,7 +70,7 @@ class Landscape:
     """Energies around the first of two frames; deltas in metres.
 
     Attributes:
-        frames: The pair, RGB uint8 (2, height, width, 3).
+        frames: The pair, RGB uint8 (2, height, width, 3), or (2, V, height, width, 3).
         axis: Values (points,) that each of dx, dy, dz takes on the grid.
         energies: (points, points, points) over dx, dy, dz; rotation and gripper are zero.
         true_action: (7,) what was done between the frames.
@@ -79,7 +80,7 @@ class Landscape:
         cut_energies: (3, n) energy of the true action with that one value in place of its own.
     """
 
-    frames: UInt8[np.ndarray, "2 height width 3"]
+    frames: UInt8[np.ndarray, "2 *views height width 3"]
     axis: Float[np.ndarray, " points"]
     energies: Float[np.ndarray, "points points points"]
     true_action: Float[np.ndarray, "7"]
@@ -110,7 +111,7 @@ class Landscape:
 @torch.inference_mode()
 def energy_landscape(
     world: WorldModel,
-    frames: UInt8[np.ndarray, "2 height width 3"],
+    frames: UInt8[np.ndarray, "2 *views height width 3"],
     proprio: Float[np.ndarray, "2 7"],
     *,
     limit: float = 0.075,
@@ -120,7 +121,7 @@ def energy_landscape(
     """Returns the energy of one imagined step from the first frame, over a grid of moves.
 
     Args:
-        world: The world model.
+        world: The world model; one of several cameras as `worldmodel.joined_views.joined` gives it.
         frames: RGB before and after; of the model's size, or one that its `crop` can bring to it.
         proprio: The arm's state before and after.
         limit: The grid spans -limit to +limit on each axis [m].
@@ -188,7 +189,8 @@ def read_pair(path: str | Path) -> Pair:
 
     Its keys are `observations`, RGB uint8 (1, 2, height, width, 3), and `states`, float (1, 2, 7):
     x, y, z [m], roll, pitch, yaw [rad, extrinsic xyz], gripper in [0, 1]. It is the layout of the
-    Franka example that is published beside V-JEPA 2-AC.
+    Franka example that is published beside V-JEPA 2-AC. Of several cameras `observations` is
+    (1, 2, V, height, width, 3).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -208,11 +210,11 @@ def read_pair(path: str | Path) -> Pair:
                     "'observations' (1, 2, height, width, 3) and 'states' (1, 2, 7)"
                 )
         frames, states = (arrays[key] for key in KEYS)
-    for key, array, shape in (
-        ("observations", frames, (1, 2, "height", "width", 3)),
-        ("states", states, (1, 2, PROPRIO_SIZE)),
+    for key, array, shape, dimensions in (
+        ("observations", frames, (1, 2, "height", "width", 3), (5, 6)),
+        ("states", states, (1, 2, PROPRIO_SIZE), (3,)),
     ):
-        if array.ndim != len(shape) or array.shape[:2] != (1, 2):
+        if array.ndim not in dimensions or array.shape[:2] != (1, 2):
             raise ValueError(
                 f"'{key}' in {path} must have shape ({', '.join(map(str, shape))}): one episode "
                 f"of two frames; got {array.shape}"
@@ -229,24 +231,27 @@ def recorded_pair(
         source: The recordings.
         episode_id: Which episode.
         rows: Numbers of the two frames, from 0.
-        camera: Name of the camera; None takes the episode's first.
+        camera: Name of the camera, or several joined by "+"; None takes the episode's first.
 
     Raises:
         KeyError: There is no such episode or camera.
-        ValueError: There are no such rows, or what they hold makes no sense.
+        ValueError: There are no such rows, what they hold makes no sense, or the cameras differ in
+            size.
     """
     episode = source.read(episode_id)
     camera = next(iter(episode.frames)) if camera is None else camera
-    if camera not in episode.frames:
-        raise KeyError(f"episode {episode_id}: {unknown('camera', camera, episode.frames)}")
+    cameras = camera_names(camera)
+    sizes = {name: frames.shape[1:3] for name, frames in episode.frames.items()}
+    check_views(sizes, cameras, name=f"episode {episode_id}")
     length = len(episode.proprio)
     if rows[0] == rows[1] or not all(0 <= row < length for row in rows):
         raise ValueError(
             f"expected two different rows from 0 to {length - 1} of episode {episode_id}, got "
             f"{rows[0]} and {rows[1]}"
         )
+    views = [episode.frames[name][np.array(rows)] for name in cameras]
     return Pair(
-        frames=episode.frames[camera][np.array(rows)],
+        frames=np.stack([together(moment) for moment in zip(*views, strict=True)]),
         proprio=episode.proprio[list(rows)],
         name=f"{source.path.name}, episode {episode_id}, {camera}, rows {rows[0]} and {rows[1]}",
     )
@@ -267,7 +272,7 @@ def simulated_pair(
         image_size: Side of the frames [pixels].
         seed: Seed of the episode.
         move: What the arm is told to do in its first step, dx, dy, dz, at most 0.075 each [m].
-        camera: Which camera is seen.
+        camera: Which camera is seen; several joined by "+".
         backend: Renderer: "auto", "gl" or "ray".
         control_hz: Steps per second.
     """
@@ -291,12 +296,13 @@ def fit_pair(pair: Pair, world: JEPA) -> Pair:
     of its own size only; for those the middle square is resized here.
     """
     size = world.image_size
-    height, width = pair.frames.shape[1:3]
+    height, width = pair.frames.shape[-3:-1]
     if world.crop != "none" or (height, width) == (size, size):
         return pair
+    fitted = fit_frames(pair.frames.reshape(-1, height, width, 3), size, "square")
     return replace(
         pair,
-        frames=fit_frames(pair.frames, size, "square"),
+        frames=fitted.reshape(*pair.frames.shape[:-3], size, size, 3),
         name=f"{pair.name}, middle square of {width} x {height} resized to {size} x {size} pixels",
     )
 
@@ -376,7 +382,7 @@ def draw_landscape(landscape: Landscape, *, model: str = "", pair: str = "") -> 
     for axes, frame, title in zip(
         frames, landscape.frames, ("before", "after: the goal"), strict=True
     ):
-        axes.imshow(frame, interpolation="antialiased")
+        axes.imshow(side_by_side(frame), interpolation="antialiased")
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_axis_off()
     planes = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
@@ -484,7 +490,8 @@ def _in_cm(move: np.ndarray) -> str:
 
 
 def _check_pair(frames: np.ndarray, proprio: np.ndarray, *, name: str) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (2, 3):
+    shape = (len(frames), frames.shape[-1])
+    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or shape != (2, 3):
         raise ValueError(
             f"{name}: expected two RGB frames, uint8 (2, height, width, 3), got {frames.dtype} "
             f"{frames.shape}"

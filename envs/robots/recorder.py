@@ -185,12 +185,13 @@ class FlightRecorder:
             values: dict[str, Any] = {k: getattr(record, k) for k in record.__dataclass_fields__}
             arrays = {name: values.pop(name) for name in PLAN_ARRAYS}
             arrays = {name: np.array(a) for name, a in arrays.items() if a is not None}
-            frames = [self._path(f"plan-{self._plans}-{i}.png") for i in range(len(record.frames))]
-            for path, image in zip(frames, values.pop("frames"), strict=True):
-                self._picture(path, image.copy())
+            values["frames"] = self._pictures(f"plan-{self._plans}", record.frames)
+            values["other_views"] = [
+                self._pictures(f"plan-{self._plans}-view-{number}", view)
+                for number, view in enumerate(record.other_views, start=1)
+            ]
             path = self._path(f"plan-{self._plans}.npz")
             self._later(lambda: _write(path, packed(arrays)))
-            values["frames"] = [self._relative(frame) for frame in frames]
             self._record("plan", values | {"arrays": self._relative(path)})
 
     def command(self, command: Command) -> None:
@@ -294,6 +295,13 @@ class FlightRecorder:
 
     def _picture(self, path: Path, image: np.ndarray) -> None:
         self._later(lambda: _write(path, encoded(path.suffix, image)))
+
+    def _pictures(self, name: str, images: np.ndarray) -> list[str]:
+        """Keeps pictures (C, height, width, 3) and returns the names of their files."""
+        paths = [self._path(f"{name}-{i}.png") for i in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            self._picture(path, image.copy())
+        return [self._relative(path) for path in paths]
 
     def _later(self, job: Callable[[], None]) -> None:
         if self.problem is None and not self._closed:

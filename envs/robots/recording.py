@@ -76,23 +76,31 @@ class Recording:
     def plans(self) -> Iterator[PlanRecord]:
         """Yields the plans that were written whole, each as it was recorded."""
         for entry in self.of("plan"):
-            pictures = [self.picture(name) for name in entry["frames"]]
-            frames = [picture for picture in pictures if picture is not None]
+            others = entry.get("other_views", [])  # older recordings are of one camera
+            views = [self._context(names) for names in (entry["frames"], *others)]
+            whole = [view for view in views if view is not None]
             path = self.folder / entry["arrays"]
-            if not path.is_file() or len(frames) < len(pictures):
+            if not path.is_file() or len(whole) < len(views):
                 continue
             values: dict[str, Any] = {
                 field.name: entry[field.name]
                 for field in fields(PlanRecord)
-                if field.name not in PLAN_ARRAYS
+                if field.name not in (*PLAN_ARRAYS, "other_views")
             }
             with np.load(path, allow_pickle=False) as stored:
                 for name in PLAN_ARRAYS:
                     values[name] = stored.get(name)
             for name in ("cost", "energy_now", "plan_ms"):
                 values[name] = float(values[name])
-            values["frames"] = np.stack(frames)
+            values["frames"], *values["other_views"] = whole
+            values["other_views"] = tuple(values["other_views"])
             yield PlanRecord(**values)
+
+    def _context(self, names: list[str]) -> UInt8[np.ndarray, "context height width 3"] | None:
+        """Returns the pictures of one camera; None when one was not written."""
+        pictures = [self.picture(name) for name in names]
+        written = [picture for picture in pictures if picture is not None]
+        return None if len(written) < len(pictures) else np.stack(written)
 
 
 def read_recording(folder: Path) -> Recording:

@@ -40,7 +40,8 @@ class PlanRecord:
 
     Attributes:
         obs_seq: number of the newest observation it was made from.
-        goal: what `FlightRecorder.goal` returned for the goal image.
+        goal: what `FlightRecorder.goal` returned for the goal image; of a model of several cameras
+            that of each camera's, joined by "+".
         stage: which sub-goal, from 0.
         seed: of the planner's noise at the start of the episode.
         generator_state: (n,) uint8, of the noise just before this plan; None when the seed alone
@@ -57,6 +58,8 @@ class PlanRecord:
         evaluations: imagined futures.
         deadline_hit: whether it was cut short; then `iterations` says where.
         plan_ms: time taken.
+        other_views: of the model's further cameras, in its order, each as `frames`; their pictures
+            may have another size.
     """
 
     obs_seq: int
@@ -76,10 +79,11 @@ class PlanRecord:
     evaluations: int
     deadline_hit: bool
     plan_ms: float
+    other_views: tuple[UInt8[np.ndarray, "context _ _ 3"], ...] = ()
 
 
 PLAN_ARRAYS = ("generator_state", "proprio", "committed", "warm_start", "actions", "action")
-"""What of a `PlanRecord` is in its npz file, where it is not None; frames are in png files."""
+"""What of a `PlanRecord` is in its npz file, where it is not None; pictures are in png files."""
 
 
 def segments_of(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldmodel.images import crop_box, fit_frames
+from worldmodel.images import crop_box, fit_frames, fit_views
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,14 @@ def test_eval_enlarges_and_cuts(size, short):
     expected = resized[:, :, top : top + size, left : left + size]
     ours = torch.from_numpy(fit_frames(frames, size, "eval")).movedim(-1, 1).float()
     assert ours.shape == expected.shape and (ours - expected).abs().max() <= 1.0
+
+
+def test_a_moment_of_cameras_of_two_sizes_is_one_array():
+    rng = np.random.default_rng(0)
+    wide, small = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 160), (30, 30)))
+    both = fit_views([wide, small], 30, "square")
+    assert np.array_equal(both[0], fit_frames(wide[None], 30, "square")[0])
+    assert np.array_equal(both[1], small)
+    assert fit_views([small], 30, "square").shape == (30, 30, 3)
+    with pytest.raises(ValueError, match="frames are 90 x 160 pixels"):
+        fit_views([small, wide], 30, "none")

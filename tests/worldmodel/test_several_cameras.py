@@ -22,7 +22,16 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.encode import latent_job
 from worldmodel.encoder_probes import probe_errors
 from worldmodel.fleet import Body
+from worldmodel.images import fit_frames
 from worldmodel.joined_views import JoinedViews, check_cameras, joined
+from worldmodel.landscape import (
+    draw_landscape,
+    energy_landscape,
+    fit_pair,
+    read_pair,
+    recorded_pair,
+    simulated_pair,
+)
 from worldmodel.plan import plan, read_goals
 from worldmodel.planners import CEM, MPC, GoalImage, LatentEnergy
 from worldmodel.planners.camera_rotation import TurnedWorld
@@ -391,6 +400,43 @@ def failing(words: list[str]) -> str:
     return out.getvalue()
 
 
+def test_a_landscape_is_drawn_of_all_cameras(
+    store: Path, runs: dict[str, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model knows from either camera half of the move that was made."""
+    pair = recorded_pair(open_source(store), 3, (5, 6), camera="front+side")
+    episode = EpisodeStore(store).read(3)
+    assert np.array_equal(pair.frames[1, 1], episode.frames["side"][6])
+    assert pair.name.endswith("front+side, rows 5 and 6")
+    world = joined(checkpoint.load(runs["front+side"].checkpoint))
+    whole = energy_landscape(world, pair.frames, pair.proprio, points=3)
+    still = pair.frames.copy()
+    still[1, 1] = still[0, 1]  # the camera at the side sees no move
+    other = energy_landscape(world, still, pair.proprio, points=3)
+    assert not np.allclose(whole.energies, other.energies)
+    monkeypatch.chdir(tmp_path)
+    folder = runs["front+side"].checkpoint
+    words = ["landscape", f"checkpoint={folder}", f"data={store}", "points=3", "run=out"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main([*words, "camera=front+side", "episode=3", "rows=[5,6]"]) == 0
+    drawn = draw_landscape(whole).axes[0].images[0].get_array()
+    assert drawn is not None and drawn.shape == (SIZE, 2 * SIZE, 3)
+    assert "names 1, but this model sees 2 at once" in failing([*words, "camera=front"])
+    assert "unknown camera 'sid'; did you mean 'side'" in failing([*words, "camera=front+sid"])
+
+
+def test_a_pair_of_two_cameras_is_read_fitted_and_simulated(tmp_path: Path, make_world) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 2, 40, 50, 3), np.uint8)
+    states = np.zeros((1, 2, 7), np.float32)
+    np.savez(tmp_path / "pair.npz", observations=frames, states=states)
+    pair = read_pair(tmp_path / "pair.npz")
+    fitted = fit_pair(pair, make_world(num_views=2))
+    assert pair.frames.shape == (2, 2, 40, 50, 3) and fitted.frames.shape == (2, 2, SIZE, SIZE, 3)
+    assert np.array_equal(fitted.frames[:, 1], fit_frames(frames[0, :, 1], SIZE, "square"))
+    shown = simulated_pair(image_size=16, camera="exterior+wrist", backend="ray")
+    assert shown.frames.shape == (2, 2, 16, 16, 3)
+
+
 # Planning.
 
 
@@ -479,7 +525,8 @@ def test_the_cameras_of_the_training_in_another_order_are_refused(
 def test_a_verb_for_one_camera_says_so(runs: dict[str, TrainResult], tmp_path: Path) -> None:
     said = failing(
         [
-            "landscape",
+            "surprise",
+            "test=physics",
             f"checkpoint={runs['front+side'].checkpoint}",
             f"run={tmp_path / 'run'}",
         ]

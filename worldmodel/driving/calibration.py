@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 
 from worldmodel.envs.robots.kinematics import rotation_vector
 from worldmodel.jepa import JEPA
+from worldmodel.joined_views import joined
 from worldmodel.planners.energy import latent_l1
 from worldmodel.pose import (
     GRIPPER,
@@ -86,7 +87,7 @@ class Calibration:
         rms_m: what is left of the moves after the fit [m]; None of "energy", which sees none.
         moved_rms_m: size of the moves themselves [m].
         num_moves: how many.
-        camera: whose pictures were looked at.
+        camera: whose pictures were looked at; several joined by "+".
     """
 
     frame: ModelFrame
@@ -184,7 +185,7 @@ def fit_rotation(
 @torch.inference_mode()
 def calibrate(
     world: JEPA,
-    frames: UInt8[np.ndarray, "n height width 3"],
+    frames: UInt8[np.ndarray, "n *views height width 3"],
     proprio: Float[np.ndarray, "n 7"],
     *,
     camera: str,
@@ -195,14 +196,15 @@ def calibrate(
         world: with a state head all of the rotation is fitted, without one that about z.
         frames: pictures of the model's size.
         proprio: measured with them, robot's base frame.
-        camera: that took them.
+        camera: that took them; several joined by "+".
 
     Raises:
         ValueError: there are too few places, or they lie on a line.
     """
     moved = np.diff(proprio[:, POSITION].astype(float), axis=0)
     fit_rotation(moved, moved)  # refuses moves that no rotation can be fitted to
-    latents = world.encode(torch.from_numpy(np.array(frames))[None].to(world.device))[0]
+    model = joined(world)
+    latents = model.encode(torch.from_numpy(np.array(frames))[None].to(world.device))[0]
     if world.state_head is not None:
         read = world.state_head(latents)[:, POSITION].double().cpu().numpy()
         seen = np.diff(read, axis=0)
@@ -216,7 +218,7 @@ def calibrate(
         turned = np.stack([frame.to_model(one) for one in proprio]).astype(np.float32)
         poses = torch.from_numpy(turned).to(world.device)
         actions = action_between(poses[:-1], poses[1:])
-        imagined = world.predict(latents[:-1, None], poses[:-1, None], actions[:, None])
+        imagined = model.predict(latents[:-1, None], poses[:-1, None], actions[:, None])
         energies.append(float(latent_l1(imagined[:, 0], latents[1:]).mean()))
     rotation = about_z(best_angle(angles, np.array(energies)))
     return Calibration(ModelFrame(rotation), "energy", None, _rms(moved), len(moved), camera)

@@ -3,10 +3,14 @@
 A goal is compared with live pictures, so it comes from the same camera, at the same size, through
 the same resizing. `capture_goal` saves the picture as the camera delivered it (`x.png`) and beside
 it where the arm was (`x.json`); `read_goal` refuses one that was taken otherwise.
+
+A goal of several cameras is one such picture of each, taken at the same place: `x.exterior.png` and
+`x.wrist.png`, each with a side file of its own.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +81,29 @@ def goal_path(name: str) -> Path:
     """Returns the file of a goal: `red cube` is goals/red cube.png, and a path is itself."""
     path = Path(name)
     return path if path.suffix or len(path.parts) > 1 else Path("goals") / f"{name}.png"
+
+
+def goal_paths(name: str, cameras: Sequence[str]) -> tuple[Path, ...]:
+    """Returns the files of a goal, one of each camera.
+
+    Of several cameras, `red cube` is goals/red cube.exterior.png and goals/red cube.wrist.png, and
+    files of theirs, joined by "+" in the order of the cameras, are themselves.
+
+    Raises:
+        ValueError: more or fewer files are named than there are cameras.
+    """
+    path = goal_path(name)
+    if len(cameras) == 1:
+        return (path,)
+    named = name.split("+")
+    if len(named) == 1 and path.stem.rpartition(".")[2] not in cameras:
+        return tuple(path.with_name(f"{path.stem}.{camera}{path.suffix}") for camera in cameras)
+    if len(named) != len(cameras):
+        raise ValueError(
+            f"goal={name} names {len(named)} picture(s), but the model sees {len(cameras)} cameras "
+            f"({', '.join(cameras)}); name one of each, joined by +, or goal=NAME alone"
+        )
+    return tuple(goal_path(one) for one in named)
 
 
 def check_new(path: Path) -> None:
@@ -154,7 +181,8 @@ def read_goal(
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"no goal at {path}; take one with worldmodel drive goal capture goal={path}"
+            f"no goal at {path}; take one with worldmodel drive goal capture and the goal=... and "
+            "camera=... of this call"
         )
     stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if stored is None:
@@ -179,6 +207,33 @@ def read_goal(
                 f"driven with {value!r}; take it again, or drive with the same"
             )
     return CapturedGoal(path.stem, image, side)
+
+
+def read_goals(
+    paths: Sequence[Path], *, live: Mapping[str, CameraInfo], model_size: int, crop: str
+) -> tuple[CapturedGoal, ...]:
+    """Reads a goal, one picture of each camera, see `read_goal`.
+
+    Args:
+        paths: of the pictures.
+        live: the cameras that are driven by, in the order of the paths.
+        model_size: of the model.
+        crop: of the model.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: as `read_goal`; or the pictures were taken with the arm at different places.
+    """
+    goals = tuple(
+        read_goal(path, camera=camera, live=info, model_size=model_size, crop=crop)
+        for path, (camera, info) in zip(paths, live.items(), strict=True)
+    )
+    if len({(one.side.robot, one.side.joint_positions) for one in goals if one.side}) > 1:
+        raise ValueError(
+            f"the goals {', '.join(map(str, paths))} were not taken together: the arm was at "
+            "different places; take one of all cameras with worldmodel drive goal capture"
+        )
+    return goals
 
 
 def _read_side(path: Path) -> GoalSide | None:

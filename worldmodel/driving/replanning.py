@@ -18,10 +18,11 @@ from worldmodel.driving.reference import Pose, Reference, TwistLaw, way_between
 from worldmodel.envs.robots.interface import RobotObservation
 from worldmodel.envs.robots.kinematics import rotation_vector
 from worldmodel.envs.robots.recording_format import PlanRecord
-from worldmodel.images import Crop, fit_frames
+from worldmodel.images import Crop, fit_views
 from worldmodel.planners.mpc import MPC, Decision
 from worldmodel.planners.split import split_plan
 from worldmodel.training import Precision, autocast
+from worldmodel.views import camera_names
 
 MOST_STEPS = 8  # of a plan's tail; it expires long before
 AT_REST_M, AT_REST_RAD = 2e-3, 0.01  # moves under way below these are not imagined
@@ -37,7 +38,7 @@ class Task:
     Attributes:
         observation: the newest.
         taken_at: when its picture was taken, or the arm measured, whichever is older.
-        then: where the arm was when the picture was taken.
+        then: where the arm was when the picture was taken; of several cameras the oldest picture.
         start: where the plan is to begin.
         begins_at: when the arm is expected to be there; None is whenever the plan is ready.
         committed: (n, 7) actions from `then` to `start`; none when it is not to be imagined.
@@ -85,8 +86,8 @@ class Replanner:
         """Takes a controller of one arm.
 
         Args:
-            controller: makes a plan in every call and looks at one picture, see below.
-            camera: whose pictures the model is shown.
+            controller: makes a plan in every call and looks at one moment, see below.
+            camera: whose pictures the model is shown; several joined by "+".
             image_size: height and width of the model's pictures.
             crop: how the camera's pictures become so large.
             frame: how the model's axes lie in the robot's base frame.
@@ -110,27 +111,27 @@ class Replanner:
         self._frame, self._seed = frame, seed
         self._precision: Precision = precision
 
-    def begin(self, goal: UInt8[np.ndarray, "height width 3"], *, sha256: str) -> None:
+    def begin(self, goal: UInt8[np.ndarray, "*views height width 3"], *, sha256: str) -> None:
         """Begins a drive to a goal image, as if there had been none before.
 
         Args:
-            goal: as the camera delivered it.
+            goal: as the model sees it, see `worldmodel.images.fit_views`.
             sha256: what the flight recorder calls it.
         """
-        (fitted,) = fit_frames(goal[None], self._image_size, self._crop)
         self.controller.reset(seeds=[self._seed])
         with autocast(self.controller.device, self._precision):
-            self.controller.set_goal(fitted)
+            self.controller.set_goal(goal)
         self._goal_sha256 = sha256
 
     def plan(self, task: Task) -> Planned:
         """Makes a plan; the worker's part."""
-        image, controller = task.observation.frames[self.camera].image, self.controller
-        fitted = fit_frames(image[None], self._image_size, self._crop)
+        controller = self.controller
+        pictures = [task.observation.frames[name].image for name in camera_names(self.camera)]
+        fitted = fit_views(pictures, self._image_size, self._crop)
         proprio = self._frame.to_model(task.then.proprio).astype(np.float32)
         committed = self._frame.actions_to_model(task.committed)
         with autocast(controller.device, self._precision):
-            (decision,) = controller.act(fitted, proprio[None], committed=[committed])
+            (decision,) = controller.act(fitted[None], proprio[None], committed=[committed])
         planned = decision.plan.actions[0].float().cpu().numpy()
         steps = split_plan(
             planned, controller.step_bounds, controller.gripper_snap, most=MOST_STEPS
@@ -141,7 +142,7 @@ class Replanner:
             stage=decision.stage,
             seed=self._seed,
             generator_state=decision.start.generator_state,
-            frames=image[None],
+            frames=pictures[0][None],
             proprio=task.then.proprio[None],
             committed=task.committed,
             warm_start=decision.start.warm_start,
@@ -153,6 +154,7 @@ class Replanner:
             evaluations=decision.plan.evaluations,
             deadline_hit=decision.plan.deadline_hit,
             plan_ms=decision.plan_ms,
+            other_views=tuple(picture[None] for picture in pictures[1:]),
         )
         return Planned(task, decision, self._frame.actions_to_robot(steps), record)
 
@@ -210,9 +212,16 @@ class Schedule:
         *,
         now: float,
     ) -> Task:
-        """Returns what the next plan is to be made from."""
+        """Returns what the next plan is to be made from.
+
+        Args:
+            observation: the newest.
+            camera: whose pictures the plan is made from; several joined by "+".
+            reference: what the arm follows; None is nothing.
+            now: the robot's time.
+        """
         pose = self.see(observation)
-        captured_at = observation.frames[camera].captured_at
+        captured_at = min(observation.frames[name].captured_at for name in camera_names(camera))
         taken_at = min(captured_at, observation.state_at)
         if not self._compensate:
             return Task(observation, taken_at, pose, pose, None, np.zeros((0, 7)))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from worldmodel.driving.calibration import ModelFrame
 from worldmodel.envs.robots.recording import Recording, find_recordings, read_recording
 from worldmodel.envs.robots.recording_format import PlanRecord
-from worldmodel.images import Crop, fit_frames
+from worldmodel.images import Crop, fit_views
 from worldmodel.planners.interfaces import Cost, Proposer
 from worldmodel.planners.mpc import MPC
 from worldmodel.planners.scoring import score_plans
@@ -27,6 +27,7 @@ from worldmodel.pose import POSITION
 from worldmodel.tables import markdown_table
 from worldmodel.training import Precision, autocast
 from worldmodel.video import ENERGY, FAINT, INK, MUTED
+from worldmodel.views import side_by_side
 
 FLIGHT = "flight"  # folder of the recording in the folder of a drive
 BEFORE_TRIP_S = 2.0
@@ -58,7 +59,7 @@ class Explanation:
         record: as it was recorded.
         again: (H, 7) the plan found now, to be compared with `record.actions`.
         candidates: what it was chosen from: plan, stay, and proposal where there is a state head.
-        frame: the picture that it was made from, as the model sees it.
+        frame: the picture that it was made from, as the model sees it, of each camera.
         goal: the goal image, as the model sees it.
         here: (7,) where the plan begins: measured, moved on by what was under way.
         goal_read: (7,) where the state head sees the arm in the goal; None without a head.
@@ -67,8 +68,8 @@ class Explanation:
     record: PlanRecord
     again: Float[np.ndarray, "horizon 7"]
     candidates: tuple[Candidate, ...]
-    frame: UInt8[np.ndarray, "height width 3"]
-    goal: UInt8[np.ndarray, "height width 3"]
+    frame: UInt8[np.ndarray, "*views height width 3"]
+    goal: UInt8[np.ndarray, "*views height width 3"]
     here: Float[np.ndarray, "7"]
     goal_read: Float[np.ndarray, "7"] | None
 
@@ -94,7 +95,7 @@ class Explanation:
 def explain(
     controller: MPC,
     record: PlanRecord,
-    goal: UInt8[np.ndarray, "height width 3"],
+    goal: UInt8[np.ndarray, "*views height width 3"],
     *,
     frame: ModelFrame,
     image_size: int,
@@ -107,18 +108,18 @@ def explain(
         controller: of one arm, as it was; its goal is set here. Its search must be one that has a
             `cost`, and without a deadline.
         record: of the decision.
-        goal: image of the record's goal, as it was captured.
+        goal: image of the record's goal, as the model sees it.
         frame: how the model's axes lay in the robot's base frame.
         image_size: of the model.
         crop: of the model.
         precision: that the model computed in.
     """
-    images = fit_frames(record.frames, image_size, crop)
-    (goal_image,) = fit_frames(goal[None], image_size, crop)
+    moments = zip(record.frames, *record.other_views, strict=True)
+    images = np.stack([fit_views(pictures, image_size, crop) for pictures in moments])
     proprio = np.stack([frame.to_model(p) for p in record.proprio]).astype(np.float32)
     world, search = controller.world, controller.planner
     with autocast(controller.device, precision):
-        controller.set_goal(goal_image)
+        controller.set_goal(goal)
         observation, there = controller.problem(
             images, proprio, committed=frame.actions_to_model(record.committed)
         )
@@ -167,7 +168,7 @@ def explain(
             for k, (name, actions) in enumerate(choices.items())
         ),
         frame=images[-1],
-        goal=goal_image,
+        goal=goal,
         here=frame.to_robot(observation.proprio[0, -1].float().cpu().numpy()),
         goal_read=None if read is None else frame.to_robot(read),
     )
@@ -180,7 +181,7 @@ def draw(explanation: Explanation) -> Figure:
     for axes, image, title in zip(
         cells, (explanation.frame, explanation.goal), ("what the camera saw", "goal"), strict=False
     ):
-        axes.imshow(image)
+        axes.imshow(side_by_side(image))
         axes.set_title(title, color=INK, fontsize=10)
         axes.set_axis_off()
     _draw_places(cells[2], explanation, 0, 1)

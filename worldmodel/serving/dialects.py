@@ -2,7 +2,7 @@
 
 A message with an ``endpoint`` is RoboArena's, any other openpi's. Both are sent the same metadata,
 RoboArena's six keys and no more, for its self-test refuses others. Keys that are not used, such as
-stereo and wrist images, are left alone.
+stereo images, and the wrist's where the model does not see it, are left alone.
 
 RoboArena's own parts disagree in two places, and both sides are served. Exterior cameras are
 counted from 0 (server, self-test) or from 1 (evaluator): the first one is meant either way. The
@@ -10,7 +10,7 @@ answer is a bare array (server, self-test) or a map with ``actions`` (evaluator)
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ OPENPI_ROWS = 10  # the DROID script takes exactly so many, and executes eight
 LARGEST_IMAGE = 1280  # pixels a side
 GRIPPER_TOLERANCE = 0.05  # a measured gripper may lie so far outside [0, 1]
 RESET_REPLY = "reset successful"
+
+CAMERAS = ("exterior", "wrist")  # of a request, as the settings name them
+WRIST = "observation/wrist_image_left"
 
 _EXTERIOR = re.compile(r"observation/exterior_image_(\d)_left")
 
@@ -50,6 +53,7 @@ class Request:
     Attributes:
         dialect: who asks.
         image: of the first exterior camera, RGB.
+        wrist: of the wrist camera; None when it was not asked for.
         joints: measured [rad].
         gripper: measured, 0 open, 1 closed.
         flange: measured position [m] and extrinsic xyz Euler angles [rad] of link 8 in the base
@@ -63,6 +67,18 @@ class Request:
     gripper: float
     flange: Float[np.ndarray, "6"] | None
     prompt: str
+    wrist: UInt8[np.ndarray, "_ _ 3"] | None = None
+
+    def picture(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns the picture of one of `CAMERAS`.
+
+        Raises:
+            RequestError: it is the wrist's, and was not asked for.
+        """
+        picture = {"exterior": self.image, "wrist": self.wrist}[camera]
+        if picture is None:
+            raise RequestError("bad_image", f"{WRIST} is missing")
+        return picture
 
 
 @dataclass(frozen=True)
@@ -70,12 +86,18 @@ class Reset:
     """An episode of RoboArena is over."""
 
 
-def metadata(*, image_size: int | None, action_space: ActionSpace) -> dict[str, Any]:
+def metadata(
+    *,
+    image_size: int | None,
+    action_space: ActionSpace,
+    cameras: Collection[str] = ("exterior",),
+) -> dict[str, Any]:
     """Returns what a client is told when it connects.
 
     Args:
         image_size: height and width to which it should resize its images; None is not at all.
         action_space: what RoboArena's client should take the rows for.
+        cameras: of `CAMERAS`, those whose pictures it is to send.
 
     Raises:
         ValueError: the action space is unknown.
@@ -86,7 +108,7 @@ def metadata(*, image_size: int | None, action_space: ActionSpace) -> dict[str, 
         )
     return {
         "image_resolution": None if image_size is None else [image_size, image_size],
-        "needs_wrist_camera": False,
+        "needs_wrist_camera": "wrist" in cameras,
         "n_external_cameras": 1,
         "needs_stereo_camera": False,
         "needs_session_id": False,
@@ -94,8 +116,12 @@ def metadata(*, image_size: int | None, action_space: ActionSpace) -> dict[str, 
     }
 
 
-def read_request(message: Any) -> Request | Reset:
+def read_request(message: Any, *, wrist: bool = False) -> Request | Reset:
     """Returns what a decoded message asks for.
+
+    Args:
+        message: from a client.
+        wrist: whether it must have a picture of the wrist camera, too.
 
     Raises:
         RequestError: something is missing, of another type or shape, or not finite.
@@ -117,6 +143,7 @@ def read_request(message: Any) -> Request | Reset:
         gripper=_gripper(message),
         flange=flange,
         prompt=_prompt(message),
+        wrist=_image(message, WRIST) if wrist else None,
     )
 
 
@@ -156,6 +183,8 @@ def _first_camera(message: Mapping[str, Any]) -> str:
 
 
 def _image(message: Mapping[str, Any], key: str) -> np.ndarray:
+    if key not in message:
+        raise RequestError("bad_image", f"{key} is missing")
     image = message[key]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
         raise RequestError("bad_image", f"{key} must be a uint8 array, got {_describe(image)}")

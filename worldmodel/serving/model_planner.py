@@ -55,8 +55,8 @@ class ModelPlanner:
 
     def plan(
         self,
-        image: UInt8[np.ndarray, "height width 3"],
-        goal: UInt8[np.ndarray, "height width 3"],
+        image: UInt8[np.ndarray, "*views height width 3"],
+        goal: UInt8[np.ndarray, "*views height width 3"],
         proprio: Float[np.ndarray, "7"],
         *,
         num_actions: int,

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from worldmodel.data.rotations import angle_between
 from worldmodel.franka_arm import joint_frames
-from worldmodel.images import fit_frames
+from worldmodel.images import fit_views
 from worldmodel.pose import euler_to_matrix, matrix_to_euler
 from worldmodel.serving.chunks import ROW_HZ, ActionSpace, Chunk, Limits, make_chunk
 from worldmodel.serving.dialects import OPENPI_ROWS, Request, RequestError, metadata
@@ -61,8 +61,8 @@ class ActionPlanner(Protocol):
 
     def plan(
         self,
-        image: UInt8[np.ndarray, "height width 3"],
-        goal: UInt8[np.ndarray, "height width 3"],
+        image: UInt8[np.ndarray, "*views height width 3"],
+        goal: UInt8[np.ndarray, "*views height width 3"],
         proprio: Float[np.ndarray, "7"],
         *,
         num_actions: int,
@@ -90,7 +90,7 @@ class GoalPolicy:
 
         Args:
             planner: finds actions.
-            goals: by name.
+            goals: by name, of the cameras that the planner sees.
             tool: tool centre point of the planner's world model.
             limits: of the rows.
             num_rows: rows planned at once; openpi's script executes eight, RoboArena's all.
@@ -110,14 +110,17 @@ class GoalPolicy:
         self.num_rows = num_rows
         self.action_space: ActionSpace = action_space
         self.posture = posture
-        self.metadata = metadata(image_size=resize_to, action_space=action_space)
+        self.metadata = metadata(
+            image_size=resize_to, action_space=action_space, cameras=goals.cameras
+        )
 
     def infer(self, request: Request, session: Session) -> Chunk:
         """Returns what the robot is to do, see `Policy`."""
-        height, width = request.image.shape[:2]
-        goal = self.goals.find(request.prompt, live_size=(height, width))
+        pictures = [request.picture(camera) for camera in self.goals.cameras]
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        goal = self.goals.find(request.prompt, live_sizes=sizes)
         try:
-            (image,) = fit_frames(request.image[None], self.goals.image_size, self.goals.crop)
+            image = fit_views(pictures, self.goals.image_size, self.goals.crop)
         except ValueError as error:
             raise RequestError("bad_image", str(error)) from error
         action_space: ActionSpace = self.action_space

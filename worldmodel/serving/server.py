@@ -157,7 +157,8 @@ class PlannerServer:
     ) -> bytes | str:
         if isinstance(frame, str):
             raise RequestError("bad_request", "expected a binary frame, got text")
-        request = read_request(unpack(frame))
+        wrist = self._policy.metadata["needs_wrist_camera"]
+        request = read_request(unpack(frame), wrist=wrist)
         if isinstance(request, Reset):
             session.gripper = None
             return RESET_REPLY

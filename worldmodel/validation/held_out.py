@@ -18,10 +18,9 @@ from worldmodel.data.episode import Episode, validate
 from worldmodel.data.frames import Frames
 from worldmodel.data.source import Source
 from worldmodel.data.windows import WindowIndex
-from worldmodel.names import unknown
 from worldmodel.planners.action_space import POSES, ActionSpace
 from worldmodel.planners.interfaces import Observation, WorldModel
-from worldmodel.views import camera_names
+from worldmodel.views import camera_names, check_views
 
 MAX_GAP_STEPS = 1.75  # rows further apart than so many model steps have lost one between them
 FRAMES_AT_ONCE = 32
@@ -195,14 +194,6 @@ def _states(episode: Episode, space: ActionSpace, *, name: str) -> np.ndarray:
 
 def _checked(episode: Episode, cameras: Sequence[str], *, name: str) -> Episode:
     validate(episode, name=name)
-    for camera in cameras:
-        if camera not in episode.frames:
-            raise KeyError(f"{name}: {unknown('camera', camera, episode.frames)}")
-    sizes = {camera: episode.frames[camera].shape[1:3] for camera in cameras}
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{camera} {h}x{w}" for camera, (h, w) in sizes.items())
-        raise ValueError(
-            f"{name}: its cameras differ in size ({told}), and views are measured at one size; "
-            "transcode the recordings to the size of the model"
-        )
+    sizes = {camera: frames.shape[1:3] for camera, frames in episode.frames.items()}
+    check_views(sizes, cameras, name=name)
     return episode

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from worldmodel.names import unknown
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world, open_folder
+from worldmodel.views import camera_names
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from worldmodel.driving.operator import OperatorStop
     from worldmodel.driving.reference import TwistLaw
     from worldmodel.driving.replanning import Planned, Replanner, Schedule
-    from worldmodel.envs.robots.interface import Robot
+    from worldmodel.envs.robots.interface import Robot, RobotObservation
     from worldmodel.envs.robots.limits import Envelope
     from worldmodel.envs.robots.recorder import FlightRecorder
     from worldmodel.jepa import JEPA
@@ -42,8 +43,12 @@ class _Setup:
     envelope: "Envelope"
     sleep: Callable[[float], None]
     simulated_clock: bool
-    camera: str
+    cameras: tuple[str, ...]
     operator: str
+
+    def observe(self, *, max_age_s: float) -> "RobotObservation":
+        """Returns what is seen now, with a picture of every camera that is driven by."""
+        return _complete(self.robot.observe(max_age_s=max_age_s), self.cameras)
 
 
 def drive(config: "DictConfig", *, call: Call) -> int:
@@ -70,7 +75,10 @@ def _with_model(config: "DictConfig", *, call: Call) -> int:
     for name in ("speed", "turn_speed"):
         if not config[name] > 0:
             raise UserError(f"{name} must be above 0, got {config[name]}")
-    world = load_world(config)
+    from worldmodel.joined_views import check_cameras
+
+    world = load_world(config, several_views=True)
+    check_cameras(world, config.camera)
     if world.control_hz is None:
         raise UserError("the checkpoint states no control_hz, so its steps have no length")
     if config.action == "goal":
@@ -96,9 +104,11 @@ def _opened(config: "DictConfig") -> Iterator[_Setup]:
     from worldmodel.driving.workers import simulated_sleep
     from worldmodel.robots import open_robot
 
-    robot = open_robot(config.robot)
-    if config.camera not in robot.info.cameras:
-        raise UserError(unknown("camera", config.camera, robot.info.cameras))
+    robot, cameras = open_robot(config.robot), camera_names(config.camera)
+    for camera in cameras:
+        if camera not in robot.info.cameras:
+            more = "; robot.cameras=... says which it has" if "cameras" in config.robot else ""
+            raise UserError(unknown("camera", camera, robot.info.cameras) + more)
     sleep = simulated_sleep(robot)
     try:
         yield _Setup(
@@ -106,11 +116,24 @@ def _opened(config: "DictConfig") -> Iterator[_Setup]:
             envelope=robot.envelope,
             sleep=sleep or time.sleep,
             simulated_clock=sleep is not None,
-            camera=config.camera,
+            cameras=cameras,
             operator=config.operator or getpass.getuser(),
         )
     finally:
         robot.close()
+
+
+def _complete(observation: "RobotObservation", cameras: tuple[str, ...]) -> "RobotObservation":
+    """Returns an observation that has a picture of each camera; an optional one may lack."""
+    from worldmodel.envs.robots.interface import RobotError
+
+    for camera in cameras:
+        if camera not in observation.frames:
+            raise RobotError(
+                f"the camera {camera!r} delivered no picture; look whether it is plugged in and "
+                "delivers frames"
+            )
+    return observation
 
 
 def _law(config: "DictConfig", world: "JEPA") -> "TwistLaw":
@@ -162,36 +185,43 @@ def _mover(config: "DictConfig", world: "JEPA", setup: _Setup, operator: "Operat
 
 
 def _capture(config: "DictConfig", world: "JEPA") -> int:
-    """Saves what the camera shows, after a move if one is asked for."""
+    """Saves what the cameras show, after a move if one is asked for."""
     import numpy as np
 
-    from worldmodel.driving.goals import capture_goal, check_new, goal_path
+    from worldmodel.driving.goals import capture_goal, check_new, goal_paths
 
-    path, offset = goal_path(config.goal), np.array(config.move, dtype=float)
+    paths = goal_paths(config.goal, camera_names(config.camera))
+    offset = np.array(config.move, dtype=float)
     if offset.shape != (3,) or not np.isfinite(offset).all():
         raise UserError(f"move must be three numbers [m], got {list(config.move)}")
-    check_new(path)
+    for path in paths:
+        check_new(path)
     with _opened(config) as setup:
         setup.robot.connect(timeout_s=CONNECT_S)
         if offset.any():
             _allow(config, setup, distance_m=float(np.linalg.norm(offset)))
             with _stoppable(config, setup) as operator:
                 observation = _mover(config, world, setup, operator).move_by(offset)
+                _complete(observation, setup.cameras)
         else:
             setup.sleep(config.settle_s)  # cameras need a moment until they deliver
-            observation = setup.robot.observe(max_age_s=config.max_age_s)
-        goal = capture_goal(
-            path,
-            observation,
-            camera=setup.camera,
-            info=setup.robot.info,
-            model_size=world.image_size,
-            crop=config.crop or world.crop,
-        )
-    assert goal.side is not None
-    where = ", ".join(f"{x:.3f}" for x in goal.side.proprio[:3])
-    print(f"wrote {path} and {path.with_suffix('.json').name}")
-    print(f"{goal.side.width}x{goal.side.height} pixels, tool at {where} m")
+            observation = setup.observe(max_age_s=config.max_age_s)
+        goals = [
+            capture_goal(
+                path,
+                observation,
+                camera=camera,
+                info=setup.robot.info,
+                model_size=world.image_size,
+                crop=config.crop or world.crop,
+            )
+            for path, camera in zip(paths, setup.cameras, strict=True)
+        ]
+    for path in paths:
+        print(f"wrote {path} and {path.with_suffix('.json').name}")
+    sizes = ", ".join(f"{goal.image.shape[1]}x{goal.image.shape[0]}" for goal in goals)
+    where = ", ".join(f"{x:.3f}" for x in observation.proprio[:3])
+    print(f"{sizes} pixels, tool at {where} m")
     return 0
 
 
@@ -201,12 +231,13 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
 
     from worldmodel.driving.calibration import calibrate
     from worldmodel.driving.moves import random_places
-    from worldmodel.images import fit_frames
+    from worldmodel.images import fit_views
 
     run = open_folder("calibrate", config)
     places = random_places(
         config.moves + 1, config.move_size, rng=np.random.default_rng(config.seed)
     )
+    crop = config.crop or world.crop
     frames, proprio = [], []
     with _opened(config) as setup:
         setup.robot.connect(timeout_s=CONNECT_S)
@@ -215,14 +246,13 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
             mover = _mover(config, world, setup, operator)
             before = np.zeros(3)
             for number, place in enumerate(places):
-                seen = mover.move_by(place - before)
+                seen = _complete(mover.move_by(place - before), setup.cameras)
                 before = place
-                frames.append(seen.frames[setup.camera].image)
+                pictures = [seen.frames[camera].image for camera in setup.cameras]
+                frames.append(fit_views(pictures, world.image_size, crop))
                 proprio.append(seen.proprio)
                 print(f"place {number} of {config.moves}", flush=True)
-    crop = config.crop or world.crop
-    pictures = fit_frames(np.stack(frames), world.image_size, crop)
-    result = calibrate(world, pictures, np.stack(proprio), camera=config.camera)
+    result = calibrate(world, np.stack(frames), np.stack(proprio), camera=config.camera)
     result.write(run / "calibration.json")
     print(f"wrote {run / 'calibration.json'}; drive with calibration={run / 'calibration.json'}")
     if result.rms_m is not None:
@@ -238,7 +268,7 @@ def _calibrate(config: "DictConfig", world: "JEPA") -> int:
 def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
     """Drives to a goal image."""
     from worldmodel.driving.calibration import ModelFrame, read_calibration
-    from worldmodel.driving.goals import goal_path, read_goal
+    from worldmodel.driving.goals import goal_paths, read_goals
     from worldmodel.driving.replay import FLIGHT
     from worldmodel.driving.report import print_dry_run, print_outcome, write_outcome
     from worldmodel.envs.robots.recorded import RecordedRobot
@@ -250,10 +280,9 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
     settings = replace(planner_settings(config, world), subgoals=False)
     crop = config.crop or world.crop
     with _opened(config) as setup:
-        goal = read_goal(
-            goal_path(config.goal),
-            camera=config.camera,
-            live=setup.robot.info.cameras[config.camera],
+        goals = read_goals(
+            goal_paths(config.goal, setup.cameras),
+            live={camera: setup.robot.info.cameras[camera] for camera in setup.cameras},
             model_size=world.image_size,
             crop=crop,
         )
@@ -269,14 +298,14 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
         try:
             setup = replace(setup, robot=RecordedRobot(setup.robot, recorder))
             outcome = _drive_to(
-                config, world, setup, goal, controller, frame, recorder, settings=settings
+                config, world, setup, goals, controller, frame, recorder, settings=settings
             )
         finally:
             recorder.close()
-    write_outcome(run, outcome, goal)
+    write_outcome(run, outcome, goals[0])
     if config.dry_run:
         print_dry_run(outcome)
-    print_outcome(run, outcome, goal)
+    print_outcome(run, outcome, goals[0])
     return 0 if outcome.end in ("reached", "time") else 1
 
 
@@ -318,7 +347,7 @@ def _drive_to(
     config: "DictConfig",
     world: "JEPA",
     setup: _Setup,
-    goal: "CapturedGoal",
+    goals: "tuple[CapturedGoal, ...]",
     controller: "MPC",
     frame: "ModelFrame",
     recorder: "FlightRecorder",
@@ -329,6 +358,7 @@ def _drive_to(
     from worldmodel.driving.replanning import Replanner, Schedule
     from worldmodel.driving.report import distance_to, print_plan
     from worldmodel.driving.workers import SimulatedWorker, ThreadWorker
+    from worldmodel.images import fit_views
 
     robot, law, crop = setup.robot, _law(config, world), config.crop or world.crop
     replanner = Replanner(
@@ -343,16 +373,17 @@ def _drive_to(
     schedule = Schedule(
         law, step_s=law.lead_s, first_latency_s=law.lead_s, compensate=config.compensate
     )
-    sha256 = recorder.goal(goal.name, goal.image)
-    replanner.begin(goal.image, sha256=sha256)
+    sha256 = "+".join(recorder.goal(goal.name, goal.image) for goal in goals)
+    image = fit_views([goal.image for goal in goals], world.image_size, crop)
+    replanner.begin(image, sha256=sha256)
     setup.sleep(config.settle_s)  # cameras need a moment until they deliver
-    first = _first_plan(config, replanner, schedule, robot)
-    replanner.begin(goal.image, sha256=sha256)
+    first = _first_plan(config, replanner, schedule, setup)
+    replanner.begin(image, sha256=sha256)
     worker = ThreadWorker(replanner.plan)
     if setup.simulated_clock:
         worker = SimulatedWorker(replanner.plan, latency_s=config.latency_s or 0.0, clock=robot.now)
     if not config.dry_run:
-        _allow(config, setup, distance_m=distance_to(goal, first.task.then.position))
+        _allow(config, setup, distance_m=distance_to(goals[0], first.task.then.position))
     with _stoppable(config, setup) as operator:
         return Driver(
             robot,
@@ -369,16 +400,16 @@ def _drive_to(
             sleep=setup.sleep,
             stopped=lambda: operator.reason,
             recorder=recorder,
-            on_plan=lambda planned, pose: print_plan(planned, pose, goal),
+            on_plan=lambda planned, pose: print_plan(planned, pose, goals[0]),
         ).run(seconds=config.seconds)
 
 
 def _first_plan(
-    config: "DictConfig", replanner: "Replanner", schedule: "Schedule", robot: "Robot"
+    config: "DictConfig", replanner: "Replanner", schedule: "Schedule", setup: _Setup
 ) -> "Planned":
     """Makes a plan at rest: says what it would do, and lets the model warm up."""
-    observation = robot.observe(max_age_s=config.max_age_s)
-    task = schedule.task(observation, config.camera, None, now=robot.now())
+    observation = setup.observe(max_age_s=config.max_age_s)
+    task = schedule.task(observation, config.camera, None, now=setup.robot.now())
     planned = replanner.plan(task)
     move = 100 * planned.decision.plan.actions[0, :, :3].sum(0).float().cpu().numpy()
     print(

@@ -133,16 +133,18 @@ def plan(config: "DictConfig", *, call: Call) -> int:
 
 def landscape(config: "DictConfig", *, call: Call) -> int:
     """Draws the energy of small moves."""
+    from worldmodel.joined_views import check_cameras, joined
     from worldmodel.landscape import energy_landscape, fit_pair, summary, write_landscape
     from worldmodel.training import select_device
 
     if config.pair is not None and config.data is not None:
         raise UserError("landscape takes pair=... or data=..., not both")
-    world = load_world(config).to(select_device(config.device))
+    world = load_world(config, several_views=True).to(select_device(config.device))
+    check_cameras(world, config.camera)
     pair = fit_pair(_landscape_pair(config, world), world)
     run = open_folder("landscape", config)
     landscape = energy_landscape(
-        world, pair.frames, pair.proprio, limit=config.limit, points=config.points
+        joined(world), pair.frames, pair.proprio, limit=config.limit, points=config.points
     )
     model = "shipped model" if config.checkpoint is None else Path(config.checkpoint).name
     files = write_landscape(landscape, run, model=model, pair=pair.name)

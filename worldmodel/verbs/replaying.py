@@ -19,6 +19,7 @@ def replay(config: "DictConfig", *, call: Call) -> int:
 
     from worldmodel.driving.calibration import ModelFrame
     from worldmodel.driving.replay import draw, explain, open_drive, what_happened
+    from worldmodel.images import fit_views
 
     recording = open_drive(Path(config.recording), trip=config.trip)
     print(f"reading {recording.folder}")
@@ -39,12 +40,13 @@ def replay(config: "DictConfig", *, call: Call) -> int:
     saved.planner.deadline_ms = None
     if record.deadline_hit and "num_iterations" in saved.planner.search:
         saved.planner.search.num_iterations = record.iterations
-    world = load_world(saved)
+    world = load_world(saved, several_views=True)
     settings = replace(planner_settings(saved, world), subgoals=False)
+    goals = [recording.goal(digest) for digest in record.goal.split("+")]
     explanation = explain(
         make_drive_controller(world, settings, saved),
         record,
-        recording.goal(record.goal),
+        fit_views(goals, world.image_size, saved.crop),
         frame=ModelFrame(np.array(saved.rotation, dtype=float)),
         image_size=world.image_size,
         crop=saved.crop,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.names import unknown
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import Call, UserError, load_world
 
@@ -168,12 +169,15 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
     import numpy as np
     from omegaconf import OmegaConf
 
+    from worldmodel.joined_views import check_cameras
     from worldmodel.serving.chunks import Limits
+    from worldmodel.serving.dialects import CAMERAS
     from worldmodel.serving.goals import Goals
     from worldmodel.serving.kinematics import Tool
     from worldmodel.serving.model_planner import ModelPlanner
     from worldmodel.serving.policy import GoalPolicy
     from worldmodel.training import select_device
+    from worldmodel.views import camera_names
 
     settings: Any = OmegaConf.to_container(config, resolve=True)
     corners = settings["workspace"]
@@ -192,9 +196,22 @@ def goal_policy(config: "DictConfig") -> "GoalPolicy":
         turn_speed=config.turn_speed,
         joint_speed=config.joint_speed,
     )
-    world = load_world(config)
+    cameras = camera_names(config.camera)
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise UserError(
+                f"{unknown('camera', camera, CAMERAS)}, as requests have them; say in these words "
+                "what the model sees, in its order"
+            )
+    world = load_world(config, several_views=True)
+    check_cameras(world, config.camera)
     crop = world.crop if config.crop is None else config.crop
-    goals = Goals(Path(config.goals), image_size=world.image_size, crop=crop)
+    goals = Goals(
+        Path(config.goals),
+        image_size=world.image_size,
+        crop=crop,
+        cameras=cameras,
+    )
     planner = ModelPlanner(
         world,
         replace(planner_settings(config, world), subgoals=False),

@@ -209,6 +209,32 @@ def test_a_plan_is_read_again_bit_for_bit(start, tmp_path, warm_start):
         recording.goal("f" * 64)
 
 
+def test_pictures_of_further_cameras_are_kept_at_their_own_size(start, tmp_path):
+    recorder = start()
+    wrist = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    seen = replace(plan_record(1, goal="+".join(["0" * 64, "1" * 64])), other_views=(wrist,))
+    recorder.plan(seen)
+    recorder.plan(plan_record(2))
+    recorder.close()
+    (folder,) = find_recordings(tmp_path / "flight")
+    one, two = read_recording(folder).plans()
+    assert_same(seen, one)
+    assert_same(plan_record(2), two)
+    next(folder.glob("*/plan-1-view-1-0.png")).unlink()
+    assert [plan.seed for plan in read_recording(folder).plans()] == [2]  # the other is not whole
+
+
+def test_a_recording_of_before_there_were_several_cameras_is_read(start, tmp_path):
+    recorder = start()
+    recorder.plan(plan_record(1))
+    recorder.close()
+    (folder,) = find_recordings(tmp_path / "flight")
+    for events in folder.glob("*/events.jsonl"):
+        events.write_text(events.read_text().replace('"other_views": [], ', ""))
+    (read,) = read_recording(folder).plans()
+    assert_same(plan_record(1), read)
+
+
 def test_what_the_caller_changes_afterwards_is_not_recorded(start, tmp_path):
     recorder = start()
     written, kept = plan_record(5), plan_record(5)

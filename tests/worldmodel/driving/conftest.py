@@ -18,11 +18,13 @@ from worldmodel.driving.workers import SimulatedWorker
 from worldmodel.envs.robots.interface import CameraFrame
 from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.safety import SafeRobot
+from worldmodel.images import fit_views
 from worldmodel.planners import CEM, LatentEnergy
 from worldmodel.planners.interfaces import ActionBounds
 from worldmodel.planners.mpc import MPC
 from worldmodel.planners.subgoals import SwitchRule
 from worldmodel.pose import integrate, matrix_to_euler
+from worldmodel.views import camera_names
 
 TICK_S, STEP_S, SPEED = 0.01, 0.25, 0.1
 TOKENS, LATENT = 4, 8
@@ -45,21 +47,24 @@ class LinearWorld:
 
     What it imagines starts at the picture: it does not look at the proprio that it is given. It
     sees position and gripper; of a hand that looks straight down, roll jumps between pi and -pi.
+    Of several views it believes the mean.
     """
 
     control_hz = 4.0
     image_size = 4
     crop = "none"
 
-    def __init__(self) -> None:
+    def __init__(self, *, num_views: int = 1) -> None:
+        self.num_views = num_views
         matrix = torch.zeros(7, TOKENS * LATENT)
         for column in range(TOKENS * LATENT):
             matrix[SEEN[column % 4], column] = 1.0 + column / 10
         self.matrix = matrix
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        raw = frames.flatten(2)[..., :28].contiguous().numpy()
-        proprio = torch.from_numpy(raw.view(np.float32).copy())
+        raw = frames.unflatten(1, (-1, 1)) if self.num_views == 1 else frames
+        raw = raw.flatten(3)[..., :28].contiguous().numpy()
+        proprio = torch.from_numpy(raw.view(np.float32).copy()).mean(2)
         return (proprio @ self.matrix).unflatten(-1, (TOKENS, LATENT))
 
     def read(self, latents: torch.Tensor) -> torch.Tensor:
@@ -134,9 +139,11 @@ class Rig:
     frame: ModelFrame = field(default_factory=ModelFrame.same)
     recorder: object = None
     settle_plans: int = 3
+    camera: str = "exterior"
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.fake = PoseRobot(camera_delay_s=self.camera_delay_s)
+        self.fake = PoseRobot(camera_delay_s=self.camera_delay_s, optional=self.optional)
         settings = {"camera_max_age_s": 1.0, "plan_max_age_s": 1.0} | self.envelope
         box = Envelope(workspace_low=(0.2, -0.4, 0.02), workspace_high=(0.8, 0.4, 0.8), **settings)
         self.safe = SafeRobot(self.fake, box, clock=self.fake.clock)
@@ -154,7 +161,8 @@ class Rig:
         self.make()
 
     def make(self) -> None:
-        world = LinearWorld()
+        num_views = len(camera_names(self.camera))
+        world = LinearWorld(num_views=num_views)
         limits = [0.2, 0.2, 0.2, 0.0, 0.0, 0.0, 1.0]
         search = CEM(
             cost=LatentEnergy(distance="l2"),
@@ -180,14 +188,15 @@ class Rig:
         self.law = TwistLaw(lead_s=STEP_S, speed=SPEED, turn_speed=0.4)
         self.replanner = Replanner(
             self.controller,
-            camera="exterior",
+            camera=self.camera,
             image_size=4,
             crop="none",
             frame=self.frame,
             precision="float32",
             seed=self.seed,
         )
-        self.replanner.begin(image_of(self.frame.to_model(self.goal)), sha256="0" * 64)
+        goal = image_of(self.frame.to_model(self.goal))
+        self.replanner.begin(fit_views([goal] * num_views, 4, "none"), sha256="0" * 64)
         self.schedule = Schedule(
             self.law, step_s=STEP_S, first_latency_s=STEP_S, compensate=self.compensate
         )

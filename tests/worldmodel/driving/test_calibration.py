@@ -128,6 +128,24 @@ def test_without_a_head_the_energy_says_how_they_are_turned(make_world) -> None:
     assert angle == pytest.approx(0.6, abs=0.05)
 
 
+def test_with_two_cameras_all_of_their_tokens_are_read(make_world) -> None:
+    """One view alone tells where the arm is: the head, and the energy, are given both."""
+    world, turn = make_world(num_views=2), about_z(0.6)
+    proprio = moves_of(np.random.default_rng(0))
+    reader = Reader(world, turn)
+    reader.poses, read = proprio, reader.forward
+    shapes = []
+    reader.forward = lambda latents: shapes.append(tuple(latents.shape)) or read(latents)
+    frames = np.random.default_rng(1).integers(0, 256, (9, 2, 32, 32, 3), np.uint8)
+    world.state_head = reader
+    found = calibrate(world, frames, proprio, camera="exterior+wrist")
+    assert shapes == [(9, 2 * 16, 24)]
+    assert np.allclose(found.frame.rotation, turn, atol=1e-4)
+    assert found.camera == "exterior+wrist"
+    world.state_head = None
+    assert calibrate(world, frames, proprio, camera="exterior+wrist").method == "energy"
+
+
 def test_it_is_read_as_it_was_written(tmp_path) -> None:
     path = tmp_path / "calibration.json"
     one = Calibration(ModelFrame(about_z(0.3)), "head", 0.004, 0.06, 10, "exterior")

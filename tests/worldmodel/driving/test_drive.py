@@ -199,6 +199,27 @@ def test_a_camera_that_stops_makes_the_arm_hold_and_goes_on_when_it_is_back(make
     assert outcome.end == "reached" and rig.distance < 0.003
 
 
+def test_a_drive_waits_for_every_camera_also_an_optional_one(make_rig) -> None:
+    """The safety layer goes on without an optional camera; the model cannot."""
+    rig = make_rig(camera="exterior+wrist", optional=("wrist",))
+    asked = []
+    plan = rig.replanner.plan
+    rig.worker._function = lambda task: asked.append((rig.fake.now(), task)) or plan(task)
+
+    def during() -> None:
+        rig.fake.lost = {"wrist"} if 101.0 < rig.fake.now() < 103.0 else set()
+
+    rig.during = during
+    outcome = rig.run()
+    assert outcome.end == "reached" and rig.distance < 0.003
+    assert outcome.counters["stale:wrist"] > 10 and "stale:exterior" not in outcome.counters
+    for _, task in asked:
+        taken = [frame.captured_at for frame in task.observation.frames.values()]
+        assert len(taken) == 2 and task.taken_at == min(*taken, task.observation.state_at)
+    held = [at for at, _ in asked if 101.1 < at < 102.9]
+    assert not held
+
+
 def test_a_plan_that_cannot_be_made_stops_the_arm_and_is_raised(make_rig) -> None:
     rig = make_rig()
     plan = rig.replanner.plan

@@ -6,11 +6,14 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from worldmodel import checkpoint
 from worldmodel.cli import main
 from worldmodel.driving import workers
 from worldmodel.envs.robots.mujoco import MujocoRobot
@@ -121,6 +124,75 @@ def test_a_calibration_is_made_and_used(run, goal: Path, tmp_path: Path) -> None
     run("drive", f"goal={goal}", "yes=true", "calibration=cal/calibration.json", "run=out")
     text = run("replay", "out")
     assert text.splitlines()[-1] == "the search finds the same plan, to the last bit"
+
+
+@pytest.fixture
+def two_cameras(tmp_path: Path, make_world) -> list[str]:
+    """Settings of a model that sees through two cameras, and of the arm that has them."""
+    world = make_world(num_views=2, merge=2, standardise=True)
+    checkpoint.save(world, tmp_path / "two", provenance={"camera": "exterior+wrist"})
+    return [
+        f"checkpoint={tmp_path / 'two'}",
+        "camera=exterior+wrist",
+        "robot.cameras=[exterior,wrist]",
+    ]
+
+
+def test_two_cameras_from_a_goal_to_a_drive_to_why(run, two_cameras, tmp_path: Path) -> None:
+    move = "move=[0.04,0.02,-0.02]"
+    said = run("drive", *two_cameras, "goal", "capture", "goal=there", move, "--yes")
+    files = [tmp_path / "goals" / f"there.{camera}.png" for camera in ("exterior", "wrist")]
+    assert all(file.is_file() and f"wrote goals/{file.name} and" in said for file in files)
+    assert not np.array_equal(*(cv2.imread(str(file)) for file in files))
+    sides = [json.loads(file.with_suffix(".json").read_text()) for file in files]
+    assert [side["camera"] for side in sides] == ["exterior", "wrist"]
+    assert sides[0]["proprio"] == sides[1]["proprio"]
+    run("drive", *two_cameras, "goal=there", "yes=true", "run=out")
+    numbers = json.loads((tmp_path / "out" / "drive.json").read_text())
+    assert numbers["end"] == "time" and numbers["counters"]["plans"] >= 5
+    assert numbers["distance_m"] > 0
+    text = run("replay", "out", "step=2", "out=why.png")
+    assert text.splitlines()[-1] == "the search finds the same plan, to the last bit"
+    # As `plan` is given a goal of two cameras.
+    named = "+".join(map(str, files))
+    run("drive", *two_cameras, f"goal={named}", "--dry-run", "run=dry")
+    assert (
+        json.loads((tmp_path / "dry" / "drive.json").read_text())["energies"][0]
+        == (numbers["energies"][0])
+    )
+
+
+def test_two_cameras_are_calibrated_together(run, two_cameras, tmp_path: Path) -> None:
+    words = ["moves=4", "move_size=0.03", "run=cal", "yes=true"]
+    run("drive", *two_cameras, "calibrate", *words)
+    found = json.loads((tmp_path / "cal" / "calibration.json").read_text())
+    assert found["camera"] == "exterior+wrist" and found["num_moves"] == 4
+
+
+def test_mistakes_with_two_cameras_are_found_before_anything_moves(run, two_cameras) -> None:
+    for words, message in [
+        (["camera=exterior"], "camera=exterior names 1, but this model sees 2 at once; name them"),
+        (["camera=wrist+exterior"], "was trained with camera=exterior+wrist, in this order"),
+        (["robot.cameras=[exterior]"], "unknown camera 'wrist'; known: exterior; robot.cameras="),
+        (["goal=there.exterior.png"], "goal=there.exterior.png names 1 picture(s), but the model"),
+        (["goal=there"], "no goal at goals/there.exterior.png; take one with worldmodel drive"),
+    ]:
+        assert message in run("drive", *two_cameras, "goal=there", *words, status=2)
+
+
+def test_a_camera_that_delivers_nothing_is_named(run, two_cameras, monkeypatch) -> None:
+    """An optional one, which the robot itself can do without."""
+    observe = SafeRobot.observe
+
+    def observe_one(self, *, max_age_s: float):
+        seen = observe(self, max_age_s=max_age_s)
+        return replace(seen, frames={"exterior": seen.frames["exterior"]})
+
+    monkeypatch.setattr(SafeRobot, "observe", observe_one)
+    for words in (["goal", "capture", "goal=there"], ["calibrate", "yes=true", "run=cal"]):
+        said = run("drive", *two_cameras, *words, status=2)
+        assert "the camera 'wrist' delivered no picture; look whether it is plugged in" in said
+    assert not Path("goals").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from worldmodel.driving.goals import capture_goal, read_goal
+from worldmodel.driving.goals import capture_goal, goal_paths, read_goal, read_goals
 from worldmodel.envs.robots.interface import CameraFrame, CameraInfo
 
 LIVE = CameraInfo(height=4, width=4, fps=30.0)
@@ -133,3 +133,67 @@ def test_no_goal_and_no_picture_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ValueError, match="not an image that can be read"):
         read_goal(tmp_path / "text.png", camera="exterior", live=LIVE, **FIT)
+
+
+# Of several cameras.
+
+BOTH = ("exterior", "wrist")
+
+
+@pytest.mark.parametrize(
+    "name, cameras, paths",
+    [
+        ("red cube", ("exterior",), ["goals/red cube.png"]),
+        ("a+b.png", ("exterior",), ["a+b.png"]),
+        ("red cube", BOTH, ["goals/red cube.exterior.png", "goals/red cube.wrist.png"]),
+        ("there/x.png", BOTH, ["there/x.exterior.png", "there/x.wrist.png"]),
+        ("front.png+w/hand.png", BOTH, ["front.png", "w/hand.png"]),
+        ("one+two", BOTH, ["goals/one.png", "goals/two.png"]),
+    ],
+)
+def test_a_goal_is_one_file_of_each_camera(name: str, cameras: tuple, paths: list[str]) -> None:
+    assert goal_paths(name, cameras) == tuple(map(Path, paths))
+
+
+@pytest.mark.parametrize("name, number", [("a.png+b.png+c.png", 3), ("goals/there.wrist.png", 1)])
+def test_pictures_of_more_or_fewer_cameras_are_refused(name: str, number: int) -> None:
+    message = rf"names {number} picture\(s\), but the model sees 2 cameras \(exterior, wrist\)"
+    with pytest.raises(ValueError, match=message):
+        goal_paths(name, BOTH)
+
+
+def capture_both(robot, path: Path) -> tuple[Path, ...]:
+    """A goal of two cameras of which the second has larger pictures."""
+    robot._arrived |= {"wrist": CameraFrame(np.full((6, 8, 3), 9, np.uint8), robot.now())}
+    info = replace(robot.info, cameras={"exterior": LIVE, "wrist": replace(LIVE, height=6)})
+    paths = goal_paths(str(path), BOTH)
+    for camera, file in zip(BOTH, paths, strict=True):
+        capture(robot, file, camera=camera, info=info)
+    return paths
+
+
+def test_pictures_of_two_sizes_are_one_goal(robot, tmp_path: Path) -> None:
+    paths = capture_both(robot, tmp_path / "there.png")
+    live = {"exterior": LIVE, "wrist": CameraInfo(height=6, width=8, fps=30.0)}
+    front, hand = read_goals(paths, live=live, **FIT)
+    assert front.image.shape == (4, 4, 3) and hand.image.shape == (6, 8, 3)
+    assert front.side is not None and hand.side is not None
+    assert (front.side.camera, hand.side.camera) == BOTH
+    assert front.side.proprio == hand.side.proprio
+    with pytest.raises(ValueError, match="taken with camera 'wrist' and the arm is driven with 'e"):
+        read_goals(paths[::-1], live={"exterior": live["wrist"], "wrist": live["exterior"]}, **FIT)
+    paths[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"no goal at .*there\.wrist\.png"):
+        read_goals(paths, live=live, **FIT)
+
+
+def test_pictures_that_were_not_taken_together_are_refused(robot, tmp_path: Path) -> None:
+    here = capture_both(robot, tmp_path / "here.png")
+    robot.joints = robot.joints + 0.1
+    robot.advance(0.05)  # until it is measured
+    there = capture_both(robot, tmp_path / "there.png")
+    live = {"exterior": LIVE, "wrist": CameraInfo(height=6, width=8, fps=30.0)}
+    with pytest.raises(ValueError, match="were not taken together: the arm was at different"):
+        read_goals((here[0], there[1]), live=live, **FIT)
+    there[1].with_suffix(".json").unlink()  # nothing is known of this one
+    assert read_goals((here[0], there[1]), live=live, **FIT)[1].side is None

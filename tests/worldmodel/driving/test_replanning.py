@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,27 @@ def test_what_is_under_way_leads_from_the_picture_to_where_the_plan_begins(
         assert np.linalg.norm(action[:3]) <= SPEED * 0.25 + 1e-6  # of one model step at most
         reached = integrate(reached, action)
     assert np.allclose(reached[:3], expected, atol=1e-6)
+
+
+def test_a_plan_from_two_cameras_is_as_old_as_the_older_picture() -> None:
+    """The wrist's picture is 0.2 s older: what is under way begins where the arm was then."""
+    schedule, picture = make_schedule(first_latency_s=0.1), np.zeros((6, 8, 3), np.uint8)
+    for k in range(20):
+        schedule.see(seen_at(k * 0.05))
+    newest = seen_at(1.0, delay_s=0.05)
+    seen = replace(newest, frames={**newest.frames, "wrist": CameraFrame(picture, 0.75)})
+    reference = Reference(Pose.of(HOME), LINE, begins_at=0.0, step_s=0.25)
+    tasks = {
+        camera: schedule.task(seen, camera, reference, now=1.0)
+        for camera in ("exterior", "exterior+wrist", "wrist+exterior")
+    }
+    assert tasks["exterior"].taken_at == pytest.approx(0.95)
+    for camera in ("exterior+wrist", "wrist+exterior"):
+        task = tasks[camera]
+        assert task.taken_at == pytest.approx(0.75)
+        assert np.allclose(task.then.position, HOME[:3] + [SPEED * 0.75, 0, 0], atol=1e-9)
+        assert np.allclose(task.start.position, tasks["exterior"].start.position, atol=1e-6)
+        assert task.committed[:, 0].sum() == pytest.approx(SPEED * 0.35, abs=1e-6)
 
 
 def test_for_an_arm_at_rest_nothing_is_imagined() -> None:

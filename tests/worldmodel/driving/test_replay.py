@@ -1,13 +1,22 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from worldmodel.closed_loop import PlannerSettings, make_controller
 from worldmodel.driving.calibration import ModelFrame, about_z
+from worldmodel.driving.reference import TwistLaw
+from worldmodel.driving.replanning import Replanner, Schedule
 from worldmodel.driving.replay import draw, explain, open_drive, what_happened
+from worldmodel.envs.robots.interface import CameraFrame
 from worldmodel.envs.robots.recorded import RecordedRobot
 from worldmodel.envs.robots.recorder import FlightRecorder
+from worldmodel.fleet import Body
+from worldmodel.images import fit_views
+from worldmodel.planners import CEM, LatentEnergy
+from worldmodel.state_head import StateHead
 
 
 @pytest.fixture
@@ -52,8 +61,6 @@ def test_every_decision_is_made_again_to_the_last_bit(recorded) -> None:
 
 
 def test_what_was_changed_is_noticed(recorded) -> None:
-    from dataclasses import replace
-
     rig, run = recorded
     recording = open_drive(run, trip=None)
     plan = list(recording.plans())[4]
@@ -68,6 +75,78 @@ def test_what_was_changed_is_noticed(recorded) -> None:
     assert not explained(rig, plan, goal=rig.image_of(moved[0])).same
     turned = ModelFrame(about_z(0.2))
     assert not explained(rig, plan, goal=goal, frame=turned).same
+
+
+def test_a_decision_from_cameras_of_two_sizes_is_made_again(
+    make_world, rig_parts, tmp_path
+) -> None:
+    """From the pictures as the cameras delivered them, which the recording keeps."""
+    world = make_world(num_views=2, merge=2)
+    world.state_head = StateHead(latent_dim=96, num_tokens=8).eval()
+    search = CEM(cost=LatentEnergy(), num_samples=8, num_elites=2, num_iterations=2)
+    settings = PlannerSettings(
+        search=search,
+        axes=("x", "y", "z"),
+        limits=None,
+        warm_start=True,
+        replan_every=1,
+        num_context=1,
+        deadline_ms=None,
+    )
+    limit = np.array([0.025] * 3 + [0.05] * 3 + [1.0], np.float32)
+    body = Body(control_hz=4.0, action_low=-limit, action_high=limit, renderer="")
+    fit = {"image_size": 32, "crop": "square"}
+    controllers = [
+        make_controller(world, settings, body, device=torch.device("cpu")) for _ in range(2)
+    ]
+    rng = np.random.default_rng(0)
+    pictures = {
+        "exterior": rng.integers(0, 256, (48, 64, 3), np.uint8),
+        "wrist": rng.integers(0, 256, (40, 40, 3), np.uint8),
+    }
+    goals = [np.flip(picture, axis=1).copy() for picture in pictures.values()]
+    replanner = Replanner(
+        controllers[0],
+        camera="exterior+wrist",
+        frame=ModelFrame.same(),
+        precision="float32",
+        seed=3,
+        **fit,
+    )
+    robot = rig_parts.PoseRobot()
+    robot.connect(timeout_s=1.0)
+    frames = {name: CameraFrame(image, robot.now()) for name, image in pictures.items()}
+    seen = replace(robot.observe(max_age_s=1.0), frames=frames)
+    schedule = Schedule(
+        TwistLaw(lead_s=0.25, speed=0.1, turn_speed=0.4),
+        step_s=0.25,
+        first_latency_s=0.1,
+        compensate=True,
+    )
+    recorder = FlightRecorder(tmp_path / "flight", settings={}, robot=robot.info, clock=robot.now)
+    replanner.begin(
+        fit_views(goals, 32, "square"), sha256="+".join(recorder.goal("g", g) for g in goals)
+    )
+    planned = replanner.plan(schedule.task(seen, "exterior+wrist", None, now=robot.now()))
+    recorder.plan(planned.record)
+    recorder.close()
+    recording = open_drive(tmp_path, trip=None)
+    (record,) = recording.plans()
+    assert np.array_equal(record.frames[0], pictures["exterior"])
+    (wrist,) = record.other_views
+    assert np.array_equal(wrist[0], pictures["wrist"])
+    stored = [recording.goal(digest) for digest in record.goal.split("+")]
+    assert all(np.array_equal(*pair) for pair in zip(stored, goals, strict=True))
+    again = {"goal": fit_views(stored, 32, "square"), "frame": ModelFrame.same()}
+    arguments = {**again, "precision": "float32", **fit}
+    explanation = explain(controllers[1], record, **arguments)
+    assert explanation.same
+    assert explanation.frame.shape == explanation.goal.shape == (2, 32, 32, 3)
+    assert explanation.goal_read is not None  # by the head of the model of both cameras
+    other = replace(record, other_views=(np.zeros_like(wrist),))
+    assert not explain(controllers[1], other, **arguments).same
+    shown = draw(explanation).axes[0].images[0].get_array()
+    assert shown is not None and shown.shape == (32, 64, 3)  # side by side
 
 
 class Head(torch.nn.Module):

@@ -26,6 +26,7 @@ class FakePolicy:
     """Answers with rows that count up; can be held, and can fail."""
 
     fails_with: Exception | None = None
+    cameras: tuple[str, ...] = ("exterior",)
     go: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     requests: list[Request] = field(default_factory=list)
@@ -35,7 +36,9 @@ class FakePolicy:
 
     def __post_init__(self) -> None:
         self.go.set()
-        self.metadata = metadata(image_size=32, action_space="cartesian_velocity")
+        self.metadata = metadata(
+            image_size=32, action_space="cartesian_velocity", cameras=self.cameras
+        )
 
     def infer(self, request: Request, session: Session) -> Chunk:
         self.running += 1

@@ -59,6 +59,37 @@ def test_a_second_camera_alone_is_not_taken_for_the_first(droid_request) -> None
         read(droid_request | {"observation/exterior_image_2_left": picture})
 
 
+WRIST = "observation/wrist_image_left"
+
+
+def test_a_picture_of_the_wrist_is_read_where_the_model_sees_it(droid_request) -> None:
+    droid_request[WRIST] = np.full((24, 40, 3), 5, np.uint8)
+    request = read_request(droid_request, wrist=True)
+    assert isinstance(request, Request)
+    assert request.picture("exterior").shape == (32, 32, 3)
+    assert request.picture("wrist") is request.wrist
+    assert request.wrist is not None and (request.wrist == 5).all()
+    assert metadata(image_size=32, action_space="joint_velocity", cameras=("wrist", "exterior"))[
+        "needs_wrist_camera"
+    ]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3)), np.zeros((1300, 1, 3), np.uint8)],
+)
+def test_a_bad_picture_of_the_wrist_matters_where_the_model_sees_it(droid_request, spoilt) -> None:
+    droid_request[WRIST] = spoilt
+    assert read(droid_request).wrist is None
+    with pytest.raises(RequestError, match=f"bad_image: {WRIST} must be"):
+        read_request(droid_request, wrist=True)
+    del droid_request[WRIST]
+    with pytest.raises(RequestError, match=f"bad_image: {WRIST} is missing"):
+        read_request(droid_request, wrist=True)
+    with pytest.raises(RequestError, match=f"bad_image: {WRIST} is missing"):
+        read(droid_request).picture("wrist")
+
+
 JOINTS, GRIPPER = "observation/joint_position", "observation/gripper_position"
 FLANGE, IMAGE = "observation/cartesian_position", "observation/exterior_image_1_left"
 BAD: list[tuple[str, Any, str]] = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from worldmodel import envs
+from worldmodel import checkpoint, envs
 from worldmodel.cli import compose
 from worldmodel.closed_loop import PlannerSettings
 from worldmodel.envs import panda
@@ -64,6 +64,42 @@ def test_another_goal_is_taken_up_at_once(make_world) -> None:
     assert not torch.equal(first, second)
     planner.plan(image, one, PROPRIO, num_actions=1)
     assert torch.equal(planner._controller._arms[0].goal, first)
+
+
+def test_a_model_of_two_cameras_plans_from_both_through_the_wire(
+    run_server, droid_request, make_world, tmp_path
+) -> None:
+    """What openpi's DROID script sends, unchanged, has both pictures."""
+    world = make_world(num_views=2, merge=2, standardise=True)
+    checkpoint.save(world, tmp_path / "two", provenance={"camera": "exterior+wrist"})
+    goals = tmp_path / "goals"
+    goals.mkdir()
+    for name, picture in zip(("exterior", "wrist"), pictures(2), strict=True):
+        Image.fromarray(picture).save(goals / f"red cube.{name}.png")
+    words = [
+        "workspace=[[0.2,-0.4,0.0],[0.7,0.4,0.6]]",
+        f"goals={goals}",
+        f"checkpoint={tmp_path / 'two'}",
+        "camera=exterior+wrist",
+        "planner.search.num_samples=8",
+        "planner.search.num_samples_first=8",
+        "planner.search.num_elites=2",
+        "planner.search.num_iterations=1",
+        "planner.search.num_proposals=0",
+        "planner.precision=float32",
+    ]
+    policy = goal_policy(compose("serve", words))
+    assert policy.metadata["needs_wrist_camera"] is True
+    energies = []
+    with run_server(policy) as running:
+        for wrist in (droid_request["observation/wrist_image_left"], pictures(2)[1]):
+            answer = running.ask(droid_request | {"observation/wrist_image_left": wrist})
+            assert answer["actions"].shape == (10, 8)
+            arm = policy.planner._controller._arms[0]
+            energies.append(float((arm.context[-1][0][:, 0] - arm.goal).abs().mean()))
+        assert energies[1] < energies[0]  # the wrist's view alone came to the goal's
+        del droid_request["observation/wrist_image_left"]
+        assert "bad_image: observation/wrist_image_left is missing" in running.ask(droid_request)
 
 
 @pytest.mark.parametrize("changes", [{"warm_start": True}, {"replan_every": 2}, {"num_context": 2}])

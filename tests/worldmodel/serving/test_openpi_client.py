@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 picture = np.full((180, 320, 3), 7, np.uint8)
 request = {
     "observation/exterior_image_1_left": image_tools.resize_with_pad(picture, 224, 224),
-    "observation/wrist_image_left": image_tools.resize_with_pad(picture, 224, 224),
+    "observation/wrist_image_left": image_tools.resize_with_pad(picture + 2, 224, 224),
     "observation/joint_position": np.array([0.0, -0.45, 0.0, -2.35, 0.0, 1.9, 0.78]),
     "observation/gripper_position": np.array([0.1]),
     "prompt": prompt,
@@ -76,6 +76,17 @@ def test_the_client_plans_with_our_server(run_server, policy, openpi) -> None:
     assert first.image[0].max() == 0 and (first.image[112] == 7).all()  # letterboxed
     assert first.joints[3] == -2.35
     assert (first.dialect, first.prompt, first.gripper) == ("openpi", "red cube", 0.1)
+
+
+def test_the_client_sends_what_the_wrist_sees_as_it_is(run_server, make_policy, openpi) -> None:
+    policy = make_policy(cameras=("exterior", "wrist"))
+    with run_server(policy) as running:
+        done = openpi(running.port)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[1]["needs_wrist_camera"] is True
+    (first, *_) = policy.requests
+    assert first.wrist.shape == (224, 224, 3) and (first.wrist[112] == 9).all()
+    assert (first.image[112] == 7).all()
 
 
 def test_the_client_hears_why_it_is_refused(run_server, make_policy, openpi) -> None:

@@ -84,6 +84,31 @@ def test_the_planner_sees_pictures_of_the_model_and_the_pose_of_its_tool(goals: 
     assert num_actions == 3  # eight rows are 0.53 s
 
 
+@pytest.mark.parametrize("cameras", [("exterior", "wrist"), ("wrist", "exterior"), ("wrist",)])
+def test_the_planner_sees_the_cameras_in_the_order_of_the_model(tmp_path: Path, cameras) -> None:
+    for camera in cameras:
+        name = "red cube.png" if len(cameras) == 1 else f"red cube.{camera}.png"
+        value = {"exterior": 200, "wrist": 150}[camera]
+        Image.fromarray(np.full((40, 40, 3), value, np.uint8)).save(tmp_path / name)
+    goals = Goals(tmp_path, image_size=32, crop="square", cameras=cameras)
+    served = policy(goals, [0.02, 0, 0, 0, 0, 0, 0])
+    assert served.metadata["needs_wrist_camera"] is True
+    pictures = {
+        "image": np.full((40, 40, 3), 100, np.uint8),
+        "wrist": np.full((40, 40, 3), 50, np.uint8),
+    }
+    served.infer(request(**pictures), Session())
+    ((image, goal, *_),) = served.planner.asked  # type: ignore[attr-defined]
+    seen = [{"exterior": (100, 200), "wrist": (50, 150)}[camera] for camera in cameras]
+    views = (1, 32, 32, 3) if len(cameras) == 1 else (2, 32, 32, 3)
+    assert image.shape == goal.shape == views[len(cameras) == 1 :]
+    for k, (now, there) in enumerate(seen):
+        assert (image.reshape(-1, 32, 32, 3)[k] == now).all()
+        assert (goal.reshape(-1, 32, 32, 3)[k] == there).all()
+    with pytest.raises(RequestError, match="bad_image: .*wrist_image_left is missing"):
+        served.infer(request(image=pictures["image"]), Session())
+
+
 def test_the_tool_goes_where_the_plan_says(goals: Goals) -> None:
     action = np.array([0.02, -0.01, 0.01, 0, 0, 0.05, 0])
     made = policy(goals, action.tolist(), num_rows=8).infer(request(flange=FLANGE), Session())

@@ -26,6 +26,8 @@ WORKSPACE = "workspace=[[0.2,-0.4,0.0],[0.7,0.4,0.6]]"
         (["workspace=[[0,0,0]]"], "workspace must be two corners"),
         (["workspace=[[0,0,0],[0,1,1]]"], "workspace must be two corners"),
         ([WORKSPACE, "goals=none"], "no folder of goals at none"),
+        ([WORKSPACE, "camera=front"], "known: exterior, wrist, as requests have them; say in"),
+        ([WORKSPACE, "camera=exterior+wrist"], "names 2, but this model sees 1 at once; name one"),
         ([WORKSPACE, "speed=9"], "speed must be above 0 and at most 1"),
         ([WORKSPACE, "tokn_file=x"], "serve has no setting 'tokn_file'; did you mean"),
     ],
