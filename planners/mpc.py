@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.planners.action_space import GRIPPER, POSES, ActionSpace, PoseSpace
+from worldmodel.planners.action_space import POSES, ActionSpace, PoseSpace
 from worldmodel.planners.checks import require_count
 from worldmodel.planners.energy import latent_l1
 from worldmodel.planners.gate import Gate, GateState
@@ -21,7 +21,7 @@ from worldmodel.planners.interfaces import (
     WorldModel,
     require_finite,
 )
-from worldmodel.planners.split import snap_gripper, split_action
+from worldmodel.planners.split import slowed, snap_gripper, split_action
 from worldmodel.planners.subgoals import GoalImage, SwitchReason, SwitchRule, check_image
 
 NOTHING = np.zeros((0, 0))  # is pending of no plan
@@ -316,7 +316,7 @@ class MPC:
         decisions = []
         for k, (arm, energy) in enumerate(zip(states, _energies(states), strict=True)):
             assert arm.plan is not None and arm.start is not None
-            bounds = _slowed(self.step_bounds, arm.gate.scale)
+            bounds = slowed(self.step_bounds, arm.gate.scale)
             action, rest = split_action(arm.pending[0], bounds, self.gripper_snap, space=self.space)
             if not arm.gate.scale:
                 action, rest = np.zeros(self.space.action_size), arm.pending[0]
@@ -547,13 +547,6 @@ class _Arm:
         rest = torch.zeros_like(self.plan.actions)
         rest[0, : len(self.pending)] = torch.from_numpy(self.pending).to(rest)
         return rest
-
-
-def _slowed(bounds: ActionBounds, scale: float) -> ActionBounds:
-    """Returns step bounds of which the arm moves a part `scale`, and the gripper all."""
-    scales = torch.full_like(bounds.high, scale if scale else 1.0)
-    scales[GRIPPER] = 1.0
-    return ActionBounds(low=bounds.low * scales, high=bounds.high * scales)
 
 
 def _watched(arm: _Arm) -> Tensor:

@@ -6,6 +6,7 @@ three quarters become the next warm start.
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from worldmodel.planners.action_space import GRIPPER, POSES, ActionSpace
@@ -87,6 +88,16 @@ def snap_gripper(
     closed = np.where(change > threshold, float(bounds.high[GRIPPER]), 0.0)
     snapped[..., GRIPPER] = np.where(change < -threshold, float(bounds.low[GRIPPER]), closed)
     return snapped
+
+
+def slowed(bounds: ActionBounds, scale: float) -> ActionBounds:
+    """Returns step bounds of which the arm moves a part `scale`, and the gripper all.
+
+    Of 0, which is to stay and not to move within bounds, they are as they were.
+    """
+    scales = torch.full_like(bounds.high, scale if scale else 1.0)
+    scales[GRIPPER] = 1.0
+    return ActionBounds(low=bounds.low * scales, high=bounds.high * scales)
 
 
 def _fitting_part(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@
     driver = Driver(robot, replanner, worker, schedule, law=law, step_s=0.25, ...)
     outcome = driver.run(seconds=30.0)
 
+A plan at which the surprise gate held is not followed: the arm holds until one is not.
+
 The loop never waits for a plan. It follows the newest one, and what is left of it while the next is
 late; a plan expires `plan_max_age_s` after its picture was taken, the last command expires with it,
 and then the arm holds. All times are those of the robot's clock.
@@ -51,7 +53,7 @@ class Outcome:
         reason: in words.
         seconds: from the first observation to the last.
         counters: how often what happened: "plans", "late_plans", "commands", "without_plan",
-            "refused:<reason>", "clamped:<limit>", "stale:<sensor>", "late_ticks".
+            "refused:<reason>", "clamped:<limit>", "stale:<sensor>", "late_ticks", "gate:<verdict>".
         latencies_s: from asking for each plan to having it.
         energies: between picture and goal, of each plan.
         times: (n,) of `path` [s].
@@ -144,6 +146,7 @@ class Driver:
         self._expires_at = -math.inf
         self._given_at = self._next_plan_at = -math.inf
         self._still = 0
+        self._held = False
         self._seq = 0
         self._gripper: float | None = None
         self._latencies: list[float] = []
@@ -246,23 +249,32 @@ class Driver:
         self.counters["plans"] += 1
         if self._recorder is not None:
             self._recorder.plan(planned.record)
+        if planned.gate.verdict != "ok":
+            self.counters[f"gate:{planned.gate.verdict}"] += 1
+        self._held = planned.gate.verdict == "hold"
+        if self._held:  # what is planned from a picture that is distrusted says nothing of the goal
+            self._still, self._reference = 0, None
         task, expires_at = planned.task, planned.task.taken_at + self._plan_max_age_s
         if now >= expires_at:
             self.counters["late_plans"] += 1
             return
         begins_at = now if task.begins_at is None else task.begins_at
         self._planned, self._expires_at = planned, expires_at
-        self._reference = Reference(
-            task.start, planned.actions, begins_at=begins_at, step_s=self._step_s
-        )
+        if not self._held:
+            self._reference = Reference(
+                task.start, planned.actions, begins_at=begins_at, step_s=self._step_s
+            )
+            self._still = self._still + 1 if self._replanner.is_still(planned) else 0
         self._energies.append(planned.decision.energy_now)
-        self._still = self._still + 1 if self._replanner.is_still(planned) else 0
         if self._on_plan is not None and self._last is not None:
             self._on_plan(planned, self._last)
 
     def _command(self, observation: RobotObservation) -> None:
         """Sends the velocity that leads along the plan, for as long as the plan is good."""
         now = self._robot.now()
+        if self._held:
+            self._hold(observation)
+            return
         planned, reference = self._planned, self._reference
         if planned is None or reference is None or now >= self._expires_at or self._last is None:
             self.counters["without_plan"] += 1
@@ -278,6 +290,16 @@ class Driver:
                 kind="twist",
                 values=self._law.twist(reference, self._last, observation.state_at),
                 gripper=self._gripper,
+            )
+        )
+
+    def _hold(self, observation: RobotObservation) -> None:
+        self._send(
+            Command(
+                seq=self._seq,
+                obs_seq=observation.seq,
+                valid_for_s=COMMAND_PERIODS * self._step_s,
+                kind="hold",
             )
         )
 
@@ -297,14 +319,7 @@ class Driver:
         observation = self._observe()
         if observation is None:
             return
-        self._send(
-            Command(
-                seq=self._seq,
-                obs_seq=observation.seq,
-                valid_for_s=COMMAND_PERIODS * self._step_s,
-                kind="hold",
-            )
-        )
+        self._hold(observation)
         if self._dry_run:
             return
         until, stillness = self._robot.now() + SETTLE_S, Stillness()

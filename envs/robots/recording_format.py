@@ -58,6 +58,8 @@ class PlanRecord:
         evaluations: imagined futures.
         deadline_hit: whether it was cut short; then `iterations` says where.
         plan_ms: time taken.
+        verdict: of the surprise gate: "ok", "slow", "replan" or "hold"; None without a gate.
+        surprise: that it judged by; None where it judged nothing.
         other_views: of the model's further cameras, in its order, each as `frames`; their pictures
             may have another size.
     """
@@ -79,6 +81,8 @@ class PlanRecord:
     evaluations: int
     deadline_hit: bool
     plan_ms: float
+    verdict: str | None = None
+    surprise: float | None = None
     other_views: tuple[UInt8[np.ndarray, "context _ _ 3"], ...] = ()
 
 

@@ -1,5 +1,6 @@
 """What is said of a drive, while it goes on and afterwards."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,12 @@ def print_plan(planned: Planned, pose: Pose, goal: CapturedGoal) -> None:
     """Prints one line about a plan."""
     away = distance_to(goal, pose.position)
     far = "" if away is None else f"  distance {100 * away:5.1f} cm"
-    decision = planned.decision
-    print(f"energy {decision.energy_now:.4f}{far}  plan {decision.plan_ms:4.0f} ms", flush=True)
+    decision, gate = planned.decision, planned.gate
+    judged = "" if math.isnan(gate.score) else f"  surprise {gate.score:.2f}: {gate.verdict}"
+    print(
+        f"energy {decision.energy_now:.4f}{far}  plan {decision.plan_ms:4.0f} ms{judged}",
+        flush=True,
+    )
 
 
 def write_outcome(run: Path, outcome: Outcome, goal: CapturedGoal) -> None:
@@ -80,6 +85,12 @@ def print_outcome(run: Path, outcome: Outcome, goal: CapturedGoal) -> None:
         print(
             f"{counters['plans']} plans{late} in {outcome.seconds:.1f} s; from asking to having "
             f"one {p50:.0f} ms median, {p95:.0f} ms p95"
+        )
+    if counters["gate:judged"] or counters["gate:unjudged"]:
+        print(
+            f"the gate judged {counters['gate:judged']} plans (without a picture one step before: "
+            f"{counters['gate:unjudged']}); slowed: "
+            f"{counters['gate:slow'] + counters['gate:replan']}, held: {counters['gate:hold']}"
         )
     for name in sorted(counters):
         if name.startswith(("refused:", "stale:")):

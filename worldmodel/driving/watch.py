@@ -1,11 +1,10 @@
-"""The surprise gate of an arm that is driven: judges from one plan's picture to the next.
+"""The surprise gate of an arm that is driven.
 
-A gate knows what one step of its model may change. Plans are made as fast as the machine can, so
-their pictures lie now nearer together and now farther apart; those that are about one model step
-apart are judged, and of the others nothing is said.
+A gate knows what one step of its model may change, and plans are made at no fixed rate. So with
+every plan it is shown two pictures that lie one step apart: the plan's own, and one before it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,68 +13,51 @@ from torch import Tensor
 from worldmodel.planners.gate import Gate, GateState
 from worldmodel.pose import action_between
 
-TOLERANCE = 0.3  # of a model step, by which two pictures that are judged may miss it
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    latents: Tensor  # (1, ...)
-    proprio: Tensor  # (1, 7)
-    at: float
-
 
 class Watch:
     """What a gate makes of one drive.
 
     Args:
         gate: Judges.
-        step_s: Of the gate's model.
 
     Attributes:
-        state: After the last picture that was judged.
-        judged: Pictures judged.
-        unjudged: Pictures that came too late after the one before to be judged.
+        state: With the last step that was judged.
+        judged: Steps judged.
+        unjudged: Plans without a picture one step before theirs.
     """
 
-    def __init__(self, gate: Gate, *, step_s: float):
-        self._gate, self._step_s = gate, step_s
+    def __init__(self, gate: Gate):
+        self._gate = gate
         self.begin()
 
     def begin(self) -> None:
         """Begins a drive, as if there had been none before."""
         self.state, self.judged, self.unjudged = GateState(), 0, 0
-        self._last: _Seen | None = None
+
+    def pass_over(self) -> GateState:
+        """Returns the verdict so far, for a plan of which nothing can be judged."""
+        self.unjudged += 1
+        return self.state
 
     @torch.inference_mode()
     def look(
         self,
-        frames: UInt8[Tensor, "1 1 *views height width 3"],
-        proprio: Float[Tensor, "1 7"],
-        *,
-        at: float,
+        frames: Sequence[UInt8[Tensor, "1 1 *views height width 3"]],
+        proprio: Sequence[Float[Tensor, "1 7"]],
     ) -> GateState:
-        """Returns the verdict with the picture of a plan seen; pictures come in their order.
+        """Returns the verdict on a step.
 
         Args:
-            frames: What the model is shown.
-            proprio: Where the arm was when they were taken, float32, as the model knows it.
-            at: When they were taken [s].
+            frames: What was seen before and after it, as the model is shown it.
+            proprio: Where the arm was, float32, as the model knows it.
         """
-        since = None if self._last is None else (at - self._last.at) / self._step_s
-        if since is not None and since < 1 - TOLERANCE:
-            return self.state  # the next picture is nearer to one step
-        now = _Seen(self._gate.see(frames), proprio, at)
-        if self._last is not None and since is not None:
-            if since <= 1 + TOLERANCE:
-                (self.state,) = self._gate.judge(
-                    [self.state],
-                    before=self._last.latents,
-                    proprio=self._last.proprio,
-                    action=action_between(self._last.proprio, proprio),
-                    after=now.latents,
-                )
-                self.judged += 1
-            else:
-                self.unjudged += 1
-        self._last = now
+        before, after = (self._gate.see(frame) for frame in frames)
+        (self.state,) = self._gate.judge(
+            [self.state],
+            before=before,
+            proprio=proprio[0],
+            action=action_between(*proprio),
+            after=after,
+        )
+        self.judged += 1
         return self.state

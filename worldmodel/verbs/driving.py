@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from worldmodel.driving.operator import OperatorStop
     from worldmodel.driving.reference import TwistLaw
     from worldmodel.driving.replanning import Planned, Replanner, Schedule
+    from worldmodel.driving.watch import Watch
     from worldmodel.envs.robots.interface import Robot, RobotObservation
     from worldmodel.envs.robots.limits import Envelope
     from worldmodel.envs.robots.recorder import FlightRecorder
     from worldmodel.jepa import JEPA
     from worldmodel.planners.mpc import MPC
+    from worldmodel.training import Precision
 
 ACTIONS = ("run", "goal", "calibrate", "stop")
 CONNECT_S = 3.0
@@ -271,6 +273,7 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
     from worldmodel.driving.goals import goal_paths, read_goals
     from worldmodel.driving.replay import FLIGHT
     from worldmodel.driving.report import print_dry_run, print_outcome, write_outcome
+    from worldmodel.driving.watch import Watch
     from worldmodel.envs.robots.recorded import RecordedRobot
     from worldmodel.envs.robots.recorder import FlightRecorder
 
@@ -278,6 +281,7 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
     if config.calibration is not None:
         frame = read_calibration(Path(config.calibration), camera=config.camera).frame
     settings = replace(planner_settings(config, world), subgoals=False)
+    gate, settings = settings.gate, replace(settings, gate=None)  # its steps are not the plans'
     crop = config.crop or world.crop
     with _opened(config) as setup:
         goals = read_goals(
@@ -287,6 +291,7 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
             crop=crop,
         )
         controller = make_drive_controller(world, settings, config)
+        watch = None if gate is None else Watch(gate)
         setup.robot.connect(timeout_s=CONNECT_S)
         run = open_folder("drive", config)
         recorder = FlightRecorder(
@@ -298,7 +303,15 @@ def _run(config: "DictConfig", world: "JEPA", *, call: Call) -> int:
         try:
             setup = replace(setup, robot=RecordedRobot(setup.robot, recorder))
             outcome = _drive_to(
-                config, world, setup, goals, controller, frame, recorder, settings=settings
+                config,
+                world,
+                setup,
+                goals,
+                controller,
+                watch,
+                frame,
+                recorder,
+                precision=settings.precision,
             )
         finally:
             recorder.close()
@@ -349,10 +362,11 @@ def _drive_to(
     setup: _Setup,
     goals: "tuple[CapturedGoal, ...]",
     controller: "MPC",
+    watch: "Watch | None",
     frame: "ModelFrame",
     recorder: "FlightRecorder",
     *,
-    settings: "PlannerSettings",
+    precision: "Precision",
 ) -> "Outcome":
     from worldmodel.drive import Driver
     from worldmodel.driving.replanning import Replanner, Schedule
@@ -367,8 +381,9 @@ def _drive_to(
         image_size=world.image_size,
         crop=crop,
         frame=frame,
-        precision=settings.precision,
+        precision=precision,
         seed=config.seed,
+        watch=watch,
     )
     schedule = Schedule(
         law, step_s=law.lead_s, first_latency_s=law.lead_s, compensate=config.compensate
@@ -385,7 +400,7 @@ def _drive_to(
     if not config.dry_run:
         _allow(config, setup, distance_m=distance_to(goals[0], first.task.then.position))
     with _stoppable(config, setup) as operator:
-        return Driver(
+        outcome = Driver(
             robot,
             replanner,
             worker,
@@ -402,6 +417,9 @@ def _drive_to(
             recorder=recorder,
             on_plan=lambda planned, pose: print_plan(planned, pose, goals[0]),
         ).run(seconds=config.seconds)
+    if watch is not None:
+        outcome.counters.update({"gate:judged": watch.judged, "gate:unjudged": watch.unjudged})
+    return outcome
 
 
 def _first_plan(

@@ -14,12 +14,14 @@ from worldmodel.drive import Driver, Outcome
 from worldmodel.driving.calibration import ModelFrame
 from worldmodel.driving.reference import TwistLaw
 from worldmodel.driving.replanning import Replanner, Schedule
+from worldmodel.driving.watch import Watch
 from worldmodel.driving.workers import SimulatedWorker
 from worldmodel.envs.robots.interface import CameraFrame
 from worldmodel.envs.robots.limits import Envelope
 from worldmodel.envs.robots.safety import SafeRobot
 from worldmodel.images import fit_views
 from worldmodel.planners import CEM, LatentEnergy
+from worldmodel.planners.gate import SurpriseGate
 from worldmodel.planners.interfaces import ActionBounds
 from worldmodel.planners.mpc import MPC
 from worldmodel.planners.subgoals import SwitchRule
@@ -65,7 +67,7 @@ class LinearWorld:
         raw = frames.unflatten(1, (-1, 1)) if self.num_views == 1 else frames
         raw = raw.flatten(3)[..., :28].contiguous().numpy()
         proprio = torch.from_numpy(raw.view(np.float32).copy()).mean(2)
-        return (proprio @ self.matrix).unflatten(-1, (TOKENS, LATENT))
+        return self.latents_of(proprio)
 
     def read(self, latents: torch.Tensor) -> torch.Tensor:
         """The proprio that latents (..., N, D) stand for."""
@@ -74,14 +76,17 @@ class LinearWorld:
         return proprio
 
     def predict(self, latents, proprio, actions):
-        raise NotImplementedError
+        return self.latents_of(integrate(self.read(latents), actions))
+
+    def latents_of(self, proprio: torch.Tensor) -> torch.Tensor:
+        return (proprio @ self.matrix).unflatten(-1, (TOKENS, LATENT))
 
     def rollout(self, latents, proprio, actions):
         pose = self.read(latents[:, -1])[:, None].expand(-1, actions.shape[1], -1)
         imagined = []
         for action in actions[:, :, latents.shape[1] - 1 :].unbind(2):
             pose = integrate(pose, action)
-            imagined.append((pose @ self.matrix).unflatten(-1, (TOKENS, LATENT)))
+            imagined.append(self.latents_of(pose))
         return torch.stack(imagined, dim=2)
 
 
@@ -98,6 +103,7 @@ class PoseRobot(fake_robot.FakeRobot):
         self._under_way: deque[tuple[float, dict]] = deque()
         self._delay_s = camera_delay_s
         self._arrived: dict[str, CameraFrame] = {}
+        self.shown: np.ndarray | None = None  # a proprio that pictures show instead, with noise
         super().__init__(**settings)
         self._arrived = dict(self._pictures)
 
@@ -111,7 +117,10 @@ class PoseRobot(fake_robot.FakeRobot):
         super()._expose(new=new)
         for name, frame in self._pictures.items():
             if before.get(name) != frame.captured_at and name not in self.repeating:
-                self._pictures[name] = CameraFrame(image_of(self.proprio), frame.captured_at)
+                image = image_of(self.proprio if self.shown is None else self.shown)
+                if self.shown is not None:
+                    image.flat[-1] = round(1000 * self._now) % 256
+                self._pictures[name] = CameraFrame(image, frame.captured_at)
         self._under_way.append((self._now + self._delay_s, dict(self._pictures)))
         while self._under_way and self._under_way[0][0] <= self._now + 1e-9:
             self._arrived = self._under_way.popleft()[1]
@@ -140,6 +149,7 @@ class Rig:
     recorder: object = None
     settle_plans: int = 3
     camera: str = "exterior"
+    gated: bool = False
     optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -194,6 +204,7 @@ class Rig:
             frame=self.frame,
             precision="float32",
             seed=self.seed,
+            watch=Watch(self.gate(world)) if self.gated else None,
         )
         goal = image_of(self.frame.to_model(self.goal))
         self.replanner.begin(fit_views([goal] * num_views, 4, "none"), sha256="0" * 64)
@@ -203,6 +214,15 @@ class Rig:
         self.worker = SimulatedWorker(
             self.replanner.plan, latency_s=self.latency_s, clock=self.fake.now
         )
+
+    @staticmethod
+    def gate(world: LinearWorld) -> SurpriseGate:
+        """One that is surprised by a picture that is half a centimetre off."""
+
+        def score(before, predicted, after):
+            return 100 * (world.read(predicted) - world.read(after)).abs().amax(dim=-1)  # [cm]
+
+        return SurpriseGate(world, score, calm_below=0.3, slow_above=0.5, hold_above=5.0)
 
     def sleep(self, seconds: float) -> None:
         for _ in range(round(seconds / TICK_S)):

@@ -309,3 +309,51 @@ def test_numbers_out_of_range_are_refused(make_rig, changes: dict, message: str)
     }
     with pytest.raises(ValueError, match=message):
         Driver(rig.safe, rig.replanner, rig.worker, rig.schedule, **settings | changes)
+
+
+def test_a_gate_that_sees_nothing_odd_changes_nothing(make_rig) -> None:
+    plain, gated = make_rig(), make_rig(gated=True)
+    outcomes = [rig.run() for rig in (plain, gated)]
+    assert outcomes[1].end == "reached"
+    np.testing.assert_array_equal(*(np.array(rig.positions) for rig in (plain, gated)))
+    assert gated.replanner.watch.judged >= 3
+    assert not [name for name in outcomes[1].counters if name.startswith("gate:")]
+    assert {planned.record.verdict for _, planned in gated.plans} == {"ok"}
+    assert {planned.record.verdict for _, planned in plain.plans} == {None}
+
+
+def test_an_arm_whose_camera_froze_is_held_and_goes_on_when_it_sees_again(make_rig) -> None:
+    """The pictures are new, and not the same, so nothing but the gate can know."""
+    ways, held_at = {}, {}
+    for gated in (False, True):
+        rig = make_rig(move=(0.2, 0.16, -0.1), gated=gated)
+        began = rig.fake.now()
+
+        def during(rig=rig, began=began) -> None:
+            if not 0.6 <= rig.fake.now() - began < 3.0:
+                rig.fake.shown = None
+            elif rig.fake.shown is None:
+                rig.fake.shown = rig.fake.proprio
+
+        rig.during = during
+        rig.run()
+        blind = np.array(rig.positions)[round(0.6 / TICK_S) : round(3.0 / TICK_S)]
+        ways[gated] = np.linalg.norm(np.diff(blind, axis=0), axis=1).sum()
+        assert rig.outcome.end == "reached" and rig.distance < 0.01
+        held_at[gated] = [at - began for at, c in rig.outcome.commands[:-1] if c.kind == "hold"]
+    assert ways[True] < 0.6 * ways[False]
+    assert not held_at[False] and 0.6 < min(held_at[True]) < 2.1
+    counters = rig.outcome.counters
+    assert counters["gate:slow"] and counters["gate:replan"] and counters["gate:hold"]
+    told = [(p.record.verdict, p.record.surprise) for _, p in rig.plans]
+    assert any(verdict == "hold" and surprise > 0.5 for verdict, surprise in told if surprise)
+
+
+def test_an_arm_that_is_held_at_its_goal_has_not_reached_it(make_rig) -> None:
+    rig = make_rig(gated=True, move=(0.0, 0.0, 0.0))
+    rig.replanner.watch._gate.slow_above = rig.replanner.watch._gate.calm_below = -2.0
+    rig.replanner.watch._gate.hold_above = -1.0  # everything is too much
+    outcome = rig.run(seconds=4.0)
+    assert outcome.end == "time" and outcome.counters["gate:hold"] >= 10
+    kinds = [command.kind for _, command in outcome.commands]
+    assert kinds.count("hold") > 20 and len(kinds) - kinds.count("hold") < 20  # before it judged

@@ -124,3 +124,17 @@ def test_what_needs_a_steady_rate_is_refused(make_rig, name: str, value: int) ->
             precision="float32",
             seed=0,
         )
+
+
+def test_with_a_plan_go_two_pictures_that_lie_one_step_apart() -> None:
+    task = moving(make_schedule(), until=1.0, delay_s=0.1)
+    assert task.step is not None
+    before, after = (moment.pose.position[0] - HOME[0] for moment in task.step)
+    assert after == pytest.approx(SPEED * 0.9)  # where the arm was when the picture was taken
+    assert after - before == pytest.approx(SPEED * 0.25, abs=SPEED * 0.03)
+    assert make_schedule().task(seen_at(0.0), "exterior", None, now=0.0).step is None
+
+    sparse = make_schedule()
+    for time in (0.0, 0.6):  # nothing was seen a step before the second
+        sparse.see(seen_at(time))
+    assert sparse.task(seen_at(0.6), "exterior", None, now=0.6).step is None

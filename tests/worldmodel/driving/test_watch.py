@@ -1,4 +1,4 @@
-"""Pictures of a drive, judged where they lie one model step apart."""
+"""Steps of a drive, judged by what was seen before and after them."""
 
 import numpy as np
 import pytest
@@ -34,52 +34,38 @@ def watch() -> Watch:
         return 100 * (predicted - after).abs().amax(dim=(1, 2))  # [cm]
 
     gate = SurpriseGate(World(), score, calm_below=0.5, slow_above=1.0, hold_above=5.0)
-    return Watch(gate, step_s=0.25)
-
-
-START = torch.tensor([[0.4, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0]])
+    return Watch(gate)
 
 
 def at(x_m: float) -> torch.Tensor:
-    return START + torch.tensor([[x_m, 0, 0, 0, 0, 0, 0]])
+    return torch.tensor([[0.4 + x_m, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0]])
+
+
+def look(seen: Watch, *, pictures: tuple[float, float], arm: tuple[float, float]) -> str:
+    """The verdict where the arm went so far, and the pictures show that."""
+    return seen.look([frames_of(at(x)) for x in pictures], [at(x) for x in arm]).verdict
 
 
 def test_an_arm_that_sees_its_moves_is_let_alone() -> None:
     seen = watch()
-    for k, time in enumerate((0.0, 0.25, 0.48, 0.78, 1.0)):
-        state = seen.look(frames_of(at(0.02 * k)), at(0.02 * k), at=time)
-        assert state.verdict == "ok"
+    for k in range(4):
+        move = (0.02 * k, 0.02 * k + 0.02)
+        assert look(seen, pictures=move, arm=move) == "ok"
     assert (seen.judged, seen.unjudged) == (4, 0)
 
 
-def test_a_picture_that_does_not_follow_the_arm_slows_and_holds_it() -> None:
+def test_pictures_that_do_not_follow_the_arm_slow_and_hold_it() -> None:
     seen = watch()
-    told = [
-        seen.look(frames_of(at(0.0)), at(0.02 * k), at=0.25 * k).verdict  # the camera froze
-        for k in range(6)
-    ]
-    assert told == ["ok", "slow", "replan", "replan", "hold", "hold"]
+    told = [look(seen, pictures=(0.0, 0.0), arm=(0.0, 0.02)) for _ in range(4)]
+    assert told == ["slow", "replan", "replan", "hold"]
     jump = watch()
-    jump.look(frames_of(at(0.0)), at(0.0), at=0.0)
-    assert jump.look(frames_of(at(0.2)), at(0.0), at=0.25).verdict == "hold"
+    assert look(jump, pictures=(0.0, 0.2), arm=(0.0, 0.0)) == "hold"
+    assert jump.pass_over().verdict == "hold"  # nothing new is known
+    assert (jump.judged, jump.unjudged) == (1, 1)
     jump.begin()
-    assert jump.look(frames_of(at(0.0)), at(0.0), at=9.0).verdict == "ok"
-
-
-def test_pictures_between_steps_are_passed_over_and_gaps_are_not_judged() -> None:
-    seen = watch()
-    seen.look(frames_of(at(0.0)), at(0.0), at=0.0)
-    assert seen.look(frames_of(at(0.3)), at(0.0), at=0.1).verdict == "ok"  # too soon to tell
-    assert seen.judged == 0
-    assert seen.look(frames_of(at(0.02)), at(0.02), at=0.25).verdict == "ok"  # from the first on
-    assert seen.judged == 1
-    assert seen.look(frames_of(at(0.3)), at(0.02), at=0.75).verdict == "ok"  # half a second
-    assert (seen.judged, seen.unjudged) == (1, 1)
-    assert seen.look(frames_of(at(0.02)), at(0.02), at=1.0).verdict == "hold"
+    assert jump.pass_over().verdict == "ok"
 
 
 def test_what_is_no_number_is_refused() -> None:
-    seen = watch()
-    seen.look(frames_of(at(0.0)), at(0.0), at=0.0)
     with pytest.raises(ValueError, match="the surprise of a step is nan"):
-        seen.look(frames_of(at(float("nan"))), at(0.0), at=0.25)
+        look(watch(), pictures=(0.0, float("nan")), arm=(0.0, 0.0))
