@@ -490,8 +490,8 @@ def _in_cm(move: np.ndarray) -> str:
 
 
 def _check_pair(frames: np.ndarray, proprio: np.ndarray, *, name: str) -> None:
-    shape = (len(frames), frames.shape[-1])
-    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or shape != (2, 3):
+    is_pair = frames.ndim in (4, 5) and (len(frames), frames.shape[-1]) == (2, 3)
+    if frames.dtype != np.uint8 or not is_pair:
         raise ValueError(
             f"{name}: expected two RGB frames, uint8 (2, height, width, 3), got {frames.dtype} "
             f"{frames.shape}"

@@ -331,7 +331,9 @@ class RemoteRobot:
                 self._shown = greeting.session
                 self._offset.forget()
                 self._latest_now = 0.0
-                channel.ask("sync", {}, timeout_s=timeout_s)  # the offset must be known first
+                # The offset and the robot's clock must be known before anybody asks `now`.
+                reply = channel.ask("sync", {}, timeout_s=timeout_s)
+                self._robot_now = (reply.robot_now, reply.sent_at)
                 self._last_seq = greeting.last_seq
                 self._session = greeting.session
                 self.reconnects += shown is not None

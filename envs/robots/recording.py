@@ -76,8 +76,8 @@ class Recording:
     def plans(self) -> Iterator[PlanRecord]:
         """Yields the plans that were written whole, each as it was recorded."""
         for entry in self.of("plan"):
-            others = entry.get("other_views", [])  # older recordings are of one camera
-            views = [self._context(names) for names in (entry["frames"], *others)]
+            further = entry.get("other_views", [])  # older recordings are of one camera
+            views = [self._context(names) for names in (entry["frames"], *further)]
             whole = [view for view in views if view is not None]
             path = self.folder / entry["arrays"]
             if not path.is_file() or len(whole) < len(views):
@@ -92,9 +92,8 @@ class Recording:
                     values[name] = stored.get(name)
             for name in ("cost", "energy_now", "plan_ms"):
                 values[name] = float(values[name])
-            values["frames"], *values["other_views"] = whole
-            values["other_views"] = tuple(values["other_views"])
-            yield PlanRecord(**values)
+            frames, *others = whole
+            yield PlanRecord(**values | {"frames": frames, "other_views": tuple(others)})
 
     def _context(self, names: list[str]) -> UInt8[np.ndarray, "context height width 3"] | None:
         """Returns the pictures of one camera; None when one was not written."""

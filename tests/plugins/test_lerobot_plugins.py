@@ -209,6 +209,9 @@ def test_says_what_is_wrong_with_an_observation_or_a_server() -> None:
     policy_mapping.check_metadata(metadata(image_size=128, action_space="joint_velocity"))
     with pytest.raises(ValueError, match="must be joint_velocity, got 'cartesian_velocity'"):
         policy_mapping.check_metadata(metadata(image_size=128, action_space="cartesian_velocity"))
+    both = metadata(image_size=128, action_space="joint_velocity", cameras=("exterior", "wrist"))
+    with pytest.raises(ValueError, match="the server's model sees the wrist camera"):
+        policy_mapping.check_metadata(both)
 
 
 # Against our servers.

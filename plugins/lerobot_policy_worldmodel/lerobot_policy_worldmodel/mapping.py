@@ -57,11 +57,16 @@ def check_metadata(metadata: Any) -> None:
     """Checks what the server says of itself.
 
     Raises:
-        ValueError: it plans in another action space.
+        ValueError: it plans in another action space, or sees the wrist camera.
     """
     space = metadata.get("action_space") if isinstance(metadata, Mapping) else None
     if space != "joint_velocity":
         raise ValueError(
             f"the server's action_space must be joint_velocity, got {space!r}; start it with: "
             "worldmodel serve ... action_space=joint_velocity"
+        )
+    if metadata.get("needs_wrist_camera"):
+        raise ValueError(
+            "the server's model sees the wrist camera, and this policy sends the picture of one "
+            "exterior camera; serve a model of that one, with camera=exterior"
         )

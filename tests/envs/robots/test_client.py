@@ -355,6 +355,15 @@ def test_its_clock_follows_the_robots_and_never_goes_back(rig):
         assert now >= rig.fake.now() - 0.01
 
 
+def test_its_clock_is_the_robots_before_anything_was_seen(rig):
+    """A flight recorder asks it first of all; what it said then it never goes back behind."""
+    clock = Skewed(ahead_s=1e6)
+    with serving(rig.safe) as (_, port), remote(port, rig, clock=clock) as robot:
+        assert abs(robot.now() - rig.fake.now()) < TIMEOUT_S
+        look(robot)
+        assert abs(robot.now() - rig.fake.now()) < TIMEOUT_S
+
+
 def test_the_time_on_the_way_counts_as_age(rig):
     with far(rig) as (robot, proxy, _):
         assert robot.observe(max_age_s=TIMEOUT_S).state is RobotState.IDLE
