@@ -4,7 +4,7 @@ The shipped planner drives simulated arms to goals, with and without `planner.ga
 of the runs the picture stands still for two seconds in the middle of the way: what the arm then
 does, it does blindly.
 
-    python benchmarks/gate.py [--episodes 20] [--out benchmarks/results/gate.json]
+    python benchmarks/gate.py [--episodes 20] [--variation none] [--out FILE]
 """
 
 import argparse
@@ -54,16 +54,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--gate", default="watch", help="model that watches")
+    parser.add_argument("--calibration", default="null", help="of it; null is the one beside it")
+    parser.add_argument("--variation", default="none", help="of the scenes")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     rows = []
     for task, steps in TASKS.items():
         for frozen in (range(0), FROZEN):
             for gate in ("null", options.gate):
-                config = compose("evaluate", [f"task={task}", f"planner.gate={gate}"])
+                calibration = "null" if gate == "null" else options.calibration
+                words = [f"planner.gate={gate}", f"planner.gate_calibration={calibration}"]
+                config = compose("evaluate", [f"task={task}", *words])
                 world = load_world(config)
                 settings = planner_settings(config, world)
-                episodes = run(world, settings, task, steps, frozen, options.episodes)
+                scene = Scene(
+                    task, options.variation, world.image_size, "exterior", "auto", 4.0, steps
+                )
+                episodes = run(world, settings, scene, frozen, options.episodes)
                 rows.append({"task": task, "gate": gate != "null", **summary(episodes, frozen)})
                 print(rows[-1], flush=True)
     write_json(
@@ -73,6 +80,7 @@ def main() -> None:
             "episodes": options.episodes,
             "frozen_steps": [FROZEN.start, FROZEN.stop],
             "gate": options.gate,
+            "variation": options.variation,
             "seed": SEED,
             "machine": describe_machine(),
         },
@@ -80,10 +88,9 @@ def main() -> None:
 
 
 def run(
-    world: JEPA, settings: PlannerSettings, task: str, steps: int, frozen: range, episodes: int
+    world: JEPA, settings: PlannerSettings, scene: Scene, frozen: range, episodes: int
 ) -> list[EpisodeResult]:
     """Drives one arm after the other."""
-    scene = Scene(task, "none", world.image_size, "exterior", "auto", 4.0, steps)
     found = []
     with Fleet(scene, num_arms=1, workers=1) as fleet:
         for seed in episode_seeds(SEED, episodes):

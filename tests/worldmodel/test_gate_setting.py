@@ -10,6 +10,7 @@ import pytest
 from worldmodel import checkpoint
 from worldmodel.cli import compose
 from worldmodel.envs.cameras import choose_backend
+from worldmodel.fleet import Scene
 from worldmodel.planners.gate import SurpriseGate
 from worldmodel.verbs.planning import planner_settings
 from worldmodel.verbs.shared import UserError, load_world
@@ -82,7 +83,8 @@ def test_the_shipped_gate_stops_an_arm_whose_camera_froze(benchmark) -> None:
     for gate in ("null", "watch"):
         world, settings = settings_of(f"planner.gate={gate}")
         frozen = benchmark.FROZEN
-        episodes = benchmark.run(world, settings, "reach", 12, frozen, 2)
+        scene = Scene("reach", "none", world.image_size, "exterior", "auto", 4.0, 12)
+        episodes = benchmark.run(world, settings, scene, frozen, 2)
         row: dict[str, Any] = benchmark.summary(episodes, frozen)
         told = [set(episode.verdicts) for episode in episodes]
         assert told == [set(), set()] if gate == "null" else all(len(one) > 1 for one in told)
