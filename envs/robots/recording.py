@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from worldmodel.envs.robots.interface import Command
 from worldmodel.envs.robots.recording_format import (
     FORMAT,
+    LATER,
     PLAN_ARRAYS,
     VERSION,
     PlanRecord,
@@ -76,8 +77,8 @@ class Recording:
     def plans(self) -> Iterator[PlanRecord]:
         """Yields the plans that were written whole, each as it was recorded."""
         for entry in self.of("plan"):
-            further = entry.get("other_views", [])  # older recordings are of one camera
-            views = [self._context(names) for names in (entry["frames"], *further)]
+            entry = {**LATER, **entry}
+            views = [self._context(n) for n in (entry["frames"], *entry["other_views"])]
             whole = [view for view in views if view is not None]
             path = self.folder / entry["arrays"]
             if not path.is_file() or len(whole) < len(views):

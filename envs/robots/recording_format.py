@@ -90,6 +90,10 @@ PLAN_ARRAYS = ("generator_state", "proprio", "committed", "warm_start", "actions
 """What of a `PlanRecord` is in its npz file, where it is not None; pictures are in png files."""
 
 
+LATER = {"other_views": [], "verdict": None, "surprise": None}
+"""What plans of older recordings have not said: they are of one camera and no gate."""
+
+
 def segments_of(folder: Path) -> list[Path]:
     """Returns the segments of a recording, the oldest first."""
     return sorted(p for p in folder.iterdir() if _SEGMENT.fullmatch(p.name) and p.is_dir())

@@ -29,7 +29,7 @@ from worldmodel.envs.robots.mujoco import MujocoRobot
 from worldmodel.envs.robots.recorded import RecordedRobot
 from worldmodel.envs.robots.recorder import AFTERMATH_S, MAX_PENDING, SEGMENT_S, FlightRecorder
 from worldmodel.envs.robots.recording import find_recordings, read_recording
-from worldmodel.envs.robots.recording_format import PlanRecord, encoded, plain
+from worldmodel.envs.robots.recording_format import LATER, PlanRecord, encoded, plain
 
 INFO = RobotInfo(
     name="fake",
@@ -129,6 +129,8 @@ def plan_record(seed, *, goal="0" * 64, context=2, warm_start=True):
         evaluations=1000,
         deadline_hit=True,
         plan_ms=12.5,
+        verdict="slow",
+        surprise=1.75,
     )
 
 
@@ -224,15 +226,18 @@ def test_pictures_of_further_cameras_are_kept_at_their_own_size(start, tmp_path)
     assert [plan.seed for plan in read_recording(folder).plans()] == [2]  # the other is not whole
 
 
-def test_a_recording_of_before_there_were_several_cameras_is_read(start, tmp_path):
+def test_a_recording_of_before_there_were_several_cameras_and_a_gate_is_read(start, tmp_path):
     recorder = start()
     recorder.plan(plan_record(1))
     recorder.close()
     (folder,) = find_recordings(tmp_path / "flight")
-    for events in folder.glob("*/events.jsonl"):
-        events.write_text(events.read_text().replace('"other_views": [], ', ""))
+    (events,) = folder.glob("*/events.jsonl")
+    entries = [json.loads(line) for line in events.read_text().splitlines()]
+    (plan,) = (entry for entry in entries if entry["event"] == "plan")
+    assert [plan.pop(name) for name in LATER] == [[], "slow", 1.75]
+    events.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     (read,) = read_recording(folder).plans()
-    assert_same(plan_record(1), read)
+    assert_same(replace(plan_record(1), verdict=None, surprise=None), read)
 
 
 def test_what_the_caller_changes_afterwards_is_not_recorded(start, tmp_path):
