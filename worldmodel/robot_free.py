@@ -20,6 +20,7 @@ from worldmodel.prediction_task import Windows
 from worldmodel.validation.action_ranking import action_ranking
 from worldmodel.validation.energy_argmin import energy_argmin
 from worldmodel.validation.held_out import HeldOut
+from worldmodel.validation.joint_argmin import joint_argmin
 from worldmodel.validation.latent_errors import latent_errors
 
 PREFIX = "robot_free_"
@@ -41,7 +42,7 @@ class RobotFree:
         samples: Plans per iteration of a search.
         iterations: Its iterations.
         seed: Of all draws.
-        embodiment: Who speaks in the windows. An argmin is measured of end-effector poses only.
+        embodiment: Who speaks in the windows.
     """
 
     latents: Tensor
@@ -100,7 +101,8 @@ class RobotFree:
 
         "robot_free_identity_ratio" and "..._shuffled_action_ratio", lower is better and 1 is
         worthless; "..._ranking_top1", the share of windows in which the true action has the lowest
-        energy; "..._argmin_error_cm", how far from the true translation the energy is lowest.
+        energy; "..._argmin_error_cm", how far from the true translation the energy is lowest, or of
+        an arm that speaks in joints "..._argmin_error_deg", a joint.
         """
         raw = self.latents.to(model.device).float()
         latents = (raw - model.latent_mean) / model.latent_std
@@ -126,6 +128,18 @@ class RobotFree:
                 progress=False,
             )
             measures[f"{PREFIX}argmin_error_cm"] = argmin.error_cm
+        else:
+            turned = joint_argmin(
+                world,
+                held_out,
+                windows=self.searches,
+                samples=self.samples,
+                iterations=self.iterations,
+                seed=self.seed,
+                distance=self.distance,
+                progress=False,
+            )
+            measures[f"{PREFIX}argmin_error_deg"] = turned.error_deg
         if self.candidates is not None:
             ranking = action_ranking(
                 world,

@@ -172,6 +172,7 @@ def test_an_arm_of_another_action_size_learns_faster_from_a_model_that_exists(
     fresh, line = metrics_of(tmp_path / "scratch")[-1], metrics_of(tmp_path / "tuned")[-1]
     assert line["identity_ratio"] < 0.95 * fresh["identity_ratio"]
     assert line["robot_free_shuffled_action_ratio"] < fresh["robot_free_shuffled_action_ratio"]
+    assert line["robot_free_argmin_error_deg"] < fresh["robot_free_argmin_error_deg"]
     assert "robot_free_argmin_error_cm" not in line and tuned.state_error is None
 
     world, first = checkpoint.load(tuned.checkpoint), checkpoint.load(started)
