@@ -51,6 +51,7 @@ class Server:
             control_freq=CONTROL_HZ,
             ignore_done=True,
             hard_reset=False,
+            seed=0,  # what is drawn once, such as where the arm begins; episodes have their own
         )
         self._task = task
         self._started = 0.0

@@ -291,6 +291,17 @@ def test_robosuite_same_seed_same_episode(lift: GoalImageEnv) -> None:
 
 
 @pytest.mark.slow
+def test_robosuite_begins_the_same_episode_in_every_process(lift: GoalImageEnv) -> None:
+    other = bridges.make_unwrapped("robosuite/lift", image_size=64)
+    try:
+        for seed in (3, 4):
+            (mine, _), (theirs, _) = (env.reset(seed=seed) for env in (lift, other))
+            np.testing.assert_array_equal(lift.features(), other.features())
+            np.testing.assert_array_equal(mine["goal_image"], theirs["goal_image"])
+    finally:
+        other.close()
+
+
 def test_robosuite_data_need_no_demonstration(lift: GoalImageEnv) -> None:
     observation, _ = lift.reset(seed=2, options={"demonstrate": False})
     assert [goal.name for goal in lift.subgoals] == ["start"]
