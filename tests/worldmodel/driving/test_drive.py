@@ -8,6 +8,7 @@ from worldmodel.envs.robots.interface import RobotState
 from worldmodel.envs.robots.recorded import RecordedRobot
 from worldmodel.envs.robots.recorder import FlightRecorder
 from worldmodel.envs.robots.recording import find_recordings, read_recording
+from worldmodel.planners.gate import GateState
 
 TICK_S, SPEED = 0.01, 0.1
 
@@ -357,3 +358,34 @@ def test_an_arm_that_is_held_at_its_goal_has_not_reached_it(make_rig) -> None:
     assert outcome.end == "time" and outcome.counters["gate:hold"] >= 10
     kinds = [command.kind for _, command in outcome.commands]
     assert kinds.count("hold") > 20 and len(kinds) - kinds.count("hold") < 20  # before it judged
+
+
+class Told:
+    """A watch whose verdicts are written down; the last goes on."""
+
+    def __init__(self, *verdicts: str) -> None:
+        self.verdicts = list(verdicts)
+
+    def look(self, frames, proprio) -> GateState:
+        verdict = self.verdicts.pop(0) if len(self.verdicts) > 1 else self.verdicts[0]
+        return GateState(verdict, {"ok": 1.0, "slow": 0.5, "hold": 0.0}[verdict], 1.0)
+
+    def pass_over(self) -> GateState:
+        return self.look([], [])
+
+
+def test_plans_before_a_hold_do_not_count_towards_being_there(make_rig) -> None:
+    for verdicts, plans in ((["ok"], 3), (["ok", "ok", "hold", "ok"], 6)):
+        rig = make_rig(move=(0.0, 0.0, 0.0), settle_plans=3)
+        rig.replanner.watch = Told(*verdicts)
+        outcome = rig.run()
+        assert (outcome.end, outcome.counters["plans"]) == ("reached", plans)
+
+
+def test_a_slowed_arm_goes_at_half_its_speed_and_arrives(make_rig) -> None:
+    rig = make_rig()
+    rig.replanner.watch = Told("slow")
+    outcome = rig.run()
+    assert speeds(rig).max() < 0.7 * SPEED  # each axis by half; the way is not along one
+    assert outcome.end == "reached" and rig.distance < 0.005
+    assert outcome.counters["gate:slow"] == outcome.counters["plans"]
