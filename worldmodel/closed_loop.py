@@ -145,7 +145,8 @@ def drive(
 ) -> list[EpisodeResult]:
     """Runs one episode of each seed, all arms in lockstep and planned in one batch.
 
-    An arm's episode is the one it would have alone, up to rounding in the batched arithmetic.
+    An arm's episode is the one it would have alone, up to rounding in the batched arithmetic; one
+    that ends before the others waits for them.
 
     Args:
         arms: At least as many as there are seeds.
@@ -165,19 +166,26 @@ def drive(
     with autocast(controller.device, precision):
         controller.reset(seeds=list(seeds))
         controller.set_goals([[goal for _, goal in route] for route in routes])
-        while not any(view.ended for view in views):
+        going = list(range(len(seeds)))
+        while going:
             decisions = controller.act(
-                np.stack([look(view) for view in views]), np.stack([view.proprio for view in views])
+                np.stack([look(views[arm]) for arm in going]),
+                np.stack([views[arm].proprio for arm in going]),
+                arms=going,
             )
-            if on_step is not None:
+            if on_step is not None and going[0] == 0:
                 on_step(len(made[0]), decisions[0], views[0])
-            views = arms.step([decision.action for decision in decisions])
-            for arm, (view, decision) in enumerate(zip(views, decisions, strict=True)):
-                seen[arm].append(view)
+            actions: list[np.ndarray | None] = [None] * len(seeds)
+            for arm, decision in zip(going, decisions, strict=True):
                 made[arm].append(decision)
+                actions[arm] = decision.action
+            for arm, view in enumerate(arms.step(actions)):
+                if view is not None:
+                    views[arm] = view
+                    seen[arm].append(view)
+            going = [arm for arm in going if not views[arm].ended]
         last_goals = [
-            route[decisions[-1].stage][1].image
-            for route, decisions in zip(routes, made, strict=True)
+            route[of_arm[-1].stage][1].image for route, of_arm in zip(routes, made, strict=True)
         ]
         energies = energy_between(controller, [look(view) for view in views], last_goals)
     return [

@@ -141,9 +141,12 @@ class Arms:
         """Begins an episode with each of the first len(seeds) arms."""
         return [reset(env, seed) for env, seed in zip(self.environments, seeds, strict=False)]
 
-    def step(self, actions: Sequence[np.ndarray]) -> list[View]:
-        """Moves each of the first len(actions) arms by one action (7,)."""
-        return [step(env, action) for env, action in zip(self.environments, actions, strict=False)]
+    def step(self, actions: Sequence[np.ndarray | None]) -> list[View | None]:
+        """Moves each of the first len(actions) arms by one action (7,); None lets an arm wait."""
+        return [
+            None if action is None else step(env, action)
+            for env, action in zip(self.environments, actions, strict=False)
+        ]
 
     def run(self, function: Callable[[gymnasium.Env, Any], Any], item: Any) -> Any:
         """Returns `function(env, item)` for the first arm's environment."""
@@ -326,8 +329,8 @@ class Fleet:
         """
         return self._lockstep("reset", seeds)
 
-    def step(self, actions: Sequence[np.ndarray]) -> list[View]:
-        """Moves each of the first len(actions) arms by one action (7,).
+    def step(self, actions: Sequence[np.ndarray | None]) -> list[View | None]:
+        """Moves each of the first len(actions) arms by one action (7,); None lets an arm wait.
 
         Raises:
             ValueError: There are more actions than arms, or an action cannot be done.

@@ -391,6 +391,29 @@ def test_sub_goals_are_switched_through_and_the_last_energy_is_to_the_present_on
     assert direct.energies[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_an_arm_that_ends_first_does_not_end_the_others(make_world, body) -> None:
+    """Benchmarks that end an episode at its first success end those of a batch one by one."""
+    scenes = [dataclasses.replace(SCENE, max_steps=steps) for steps in (1, 4, 2)]
+    environments = [scene.make() for scene in scenes]
+    world, seeds = make_world(merge=2, standardise=True), [5, 6, 7]
+    try:
+        controller = make_controller(world, SETTINGS, body, num_arms=3, device=CPU)
+        together = drive(Arms(environments), controller, seeds)
+        one = make_controller(world, SETTINGS, body, device=CPU)
+        alone = [
+            drive(Arms([env]), one, [seed])[0]
+            for env, seed in zip(environments, seeds, strict=True)
+        ]
+    finally:
+        for env in environments:
+            env.close()
+    assert [len(episode.actions) for episode in together] == [1, 4, 2]
+    for with_others, by_itself in zip(together, alone, strict=True):
+        np.testing.assert_allclose(with_others.actions, by_itself.actions, atol=1e-5)
+        np.testing.assert_allclose(with_others.distances, by_itself.distances, atol=1e-5)
+        np.testing.assert_allclose(with_others.energies, by_itself.energies, atol=1e-5)
+
+
 def test_a_goal_image_of_ones_own_replaces_the_episodes(make_world, env, body) -> None:
     controller = make_controller(make_world(), SETTINGS, body, device=CPU)
     observation, _ = env.reset(seed=5)

@@ -74,6 +74,16 @@ def test_an_episode_ends_after_the_scenes_steps() -> None:
     assert ends == [False, True]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_arm_that_is_told_nothing_waits(workers: int) -> None:
+    with Fleet(SCENE, num_arms=2, workers=workers) as fleet:
+        first, second = fleet.reset(SEEDS[:2])
+        assert fleet.step([None, ACTIONS[1]])[0] is None
+        (moved,) = fleet.step([ACTIONS[0]])
+    assert moved is not None and not moved.ended  # it had not made a step before
+    assert not np.array_equal(moved.proprio, first.view.proprio)
+
+
 def test_rejected_placements_are_those_of_one_episode() -> None:
     env = SCENE.make()
     inner: Any = env.unwrapped
