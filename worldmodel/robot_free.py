@@ -16,11 +16,12 @@ from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import joined
 from worldmodel.losses import Distance
+from worldmodel.planners.action_space import POSES
 from worldmodel.prediction_task import Windows
 from worldmodel.validation.action_ranking import action_ranking
 from worldmodel.validation.energy_argmin import energy_argmin
 from worldmodel.validation.held_out import HeldOut
-from worldmodel.validation.joint_argmin import joint_argmin
+from worldmodel.validation.joint_argmin import JointArgmin, joint_argmin
 from worldmodel.validation.latent_errors import latent_errors
 
 PREFIX = "robot_free_"
@@ -116,30 +117,21 @@ class RobotFree:
             f"{PREFIX}identity_ratio": float(errors.identity_ratios[0]),
             f"{PREFIX}shuffled_action_ratio": float(errors.shuffled_ratios[0]),
         }
-        if self.embodiment == END_EFFECTOR:
-            argmin = energy_argmin(
-                world,
-                held_out,
-                windows=self.searches,
-                samples=self.samples,
-                iterations=self.iterations,
-                seed=self.seed,
-                distance=self.distance,
-                progress=False,
-            )
-            measures[f"{PREFIX}argmin_error_cm"] = argmin.error_cm
+        find_argmin = energy_argmin if held_out.space is POSES else joint_argmin
+        argmin = find_argmin(
+            world,
+            held_out,
+            windows=self.searches,
+            samples=self.samples,
+            iterations=self.iterations,
+            seed=self.seed,
+            distance=self.distance,
+            progress=False,
+        )
+        if isinstance(argmin, JointArgmin):
+            measures[f"{PREFIX}argmin_error_deg"] = argmin.error_deg
         else:
-            turned = joint_argmin(
-                world,
-                held_out,
-                windows=self.searches,
-                samples=self.samples,
-                iterations=self.iterations,
-                seed=self.seed,
-                distance=self.distance,
-                progress=False,
-            )
-            measures[f"{PREFIX}argmin_error_deg"] = turned.error_deg
+            measures[f"{PREFIX}argmin_error_cm"] = argmin.error_cm
         if self.candidates is not None:
             ranking = action_ranking(
                 world,

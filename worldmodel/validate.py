@@ -152,8 +152,8 @@ def measure(
     limits: Sequence[float] | None = None,
     distance: str = "l2",
     progress: bool = True,
-) -> Validation:
-    """Takes all measures of a model.
+) -> Validation | JointValidation:
+    """Takes all measures of a model; of an arm that speaks in joints those that are not of poses.
 
     Args:
         world: The model.
@@ -174,7 +174,12 @@ def measure(
         ValueError: A number is out of range, the windows are too short or too few, nothing moves,
             or the model gives NaN.
     """
-    argmin = energy_argmin(
+    errors = latent_errors(world, held_out, horizon=horizon, distance=distance, progress=progress)
+    ranking = action_ranking(
+        world, held_out, candidates=candidates, seed=seed, distance=distance, progress=progress
+    )
+    find_argmin = energy_argmin if held_out.space is POSES else joint_argmin
+    argmin = find_argmin(
         world,
         held_out,
         windows=searches,
@@ -185,18 +190,11 @@ def measure(
         distance=distance,
         progress=progress,
     )
+    if isinstance(argmin, JointArgmin):
+        return JointValidation(errors=errors, ranking=ranking, argmin=argmin, seed=seed)
     return Validation(
-        errors=latent_errors(
-            world, held_out, horizon=horizon, distance=distance, progress=progress
-        ),
-        ranking=action_ranking(
-            world,
-            held_out,
-            candidates=candidates,
-            seed=seed,
-            distance=distance,
-            progress=progress,
-        ),
+        errors=errors,
+        ranking=ranking,
         argmin=argmin,
         open_loop=open_loop(
             world,
@@ -211,48 +209,6 @@ def measure(
             progress=progress,
         ),
         camera=camera_rotation(argmin.found, argmin.true, argmin.episodes),
-        seed=seed,
-    )
-
-
-def measure_joints(
-    world: WorldModel,
-    held_out: HeldOut,
-    *,
-    horizon: int,
-    candidates: int,
-    searches: int,
-    samples: int,
-    iterations: int,
-    seed: int,
-    limits: Sequence[float] | None = None,
-    distance: str = "l2",
-    progress: bool = True,
-) -> JointValidation:
-    """Takes the measures of a model that is spoken to in joints, see `measure`."""
-    return JointValidation(
-        errors=latent_errors(
-            world, held_out, horizon=horizon, distance=distance, progress=progress
-        ),
-        ranking=action_ranking(
-            world,
-            held_out,
-            candidates=candidates,
-            seed=seed,
-            distance=distance,
-            progress=progress,
-        ),
-        argmin=joint_argmin(
-            world,
-            held_out,
-            windows=searches,
-            samples=samples,
-            iterations=iterations,
-            seed=seed,
-            limits=limits,
-            distance=distance,
-            progress=progress,
-        ),
         seed=seed,
     )
 
@@ -354,35 +310,20 @@ def validate(
             space=POSES if own is None else own.action_space,
             progress=progress,
         )
-        if own is None:
-            found = measure(
-                joined(world),
-                held_out,
-                horizon=horizon,
-                candidates=candidates,
-                searches=searches,
-                samples=samples,
-                iterations=iterations,
-                plan_steps=plan_steps,
-                seed=seed,
-                limits=limits,
-                distance=distance,
-                progress=progress,
-            )
-        else:
-            found = measure_joints(
-                own,
-                held_out,
-                horizon=horizon,
-                candidates=candidates,
-                searches=searches,
-                samples=samples,
-                iterations=iterations,
-                seed=seed,
-                limits=limits,
-                distance=distance,
-                progress=progress,
-            )
+        found = measure(
+            joined(world) if own is None else own,
+            held_out,
+            horizon=horizon,
+            candidates=candidates,
+            searches=searches,
+            samples=samples,
+            iterations=iterations,
+            plan_steps=plan_steps,
+            seed=seed,
+            limits=limits,
+            distance=distance,
+            progress=progress,
+        )
     recordings = f"{source.path.name}, {len(set(held_out.episodes.tolist()))} episodes"
     model = fingerprint(world)
     write_json(
