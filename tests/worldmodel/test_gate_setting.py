@@ -59,6 +59,10 @@ def test_a_gate_that_cannot_be_is_refused(tmp_path: Path) -> None:
     checkpoint.save(world, tmp_path / "fast", provenance={})
     with pytest.raises(UserError, match=r"predicts 5.0 frames a second, and the model .* 4.0"):
         settings_of(f"planner.gate={tmp_path / 'fast'}")
+    world.control_hz, world.crop = 4.0, "square"
+    checkpoint.save(world, tmp_path / "cut", provenance={})
+    with pytest.raises(UserError, match=r"sees 128 pixels \(crop square\), .* 128 \(crop none\)"):
+        settings_of(f"planner.gate={tmp_path / 'cut'}")
 
 
 def test_a_frozen_camera_shows_an_old_picture_and_leaves_goals_alone(benchmark) -> None:

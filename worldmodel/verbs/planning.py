@@ -88,6 +88,11 @@ def _gate(
             f"planner.gate={model} predicts {watcher.control_hz} frames a second, and the model "
             f"that plans {world.control_hz}; a gate needs the same"
         )
+    if (watcher.image_size, watcher.crop) != (world.image_size, world.crop):
+        raise UserError(
+            f"planner.gate={model} sees {watcher.image_size} pixels (crop {watcher.crop}), and the "
+            f"model that plans {world.image_size} (crop {world.crop}); a gate is shown the same"
+        )
     file = folder_of(model) / CALIBRATION_FILE if path is None else Path(path)
     calibration = load_calibration(file, world=watcher, camera=config.camera)
     return SurpriseGate(

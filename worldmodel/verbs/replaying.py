@@ -38,6 +38,7 @@ def replay(config: "DictConfig", *, call: Call) -> int:
     if config.checkpoint is not None:
         saved.checkpoint = config.checkpoint
     saved.planner.deadline_ms = None
+    saved.planner.gate = saved.planner.gate_calibration = None  # the search does not ask it
     if record.deadline_hit and "num_iterations" in saved.planner.search:
         saved.planner.search.num_iterations = record.iterations
     world = load_world(saved, several_views=True)
@@ -54,9 +55,12 @@ def replay(config: "DictConfig", *, call: Call) -> int:
     )
     picture = Path(config.out or f"replay-{number}.png")
     draw(explanation).savefig(picture, format="png", metadata={"Software": None})
+    judged = "" if record.surprise is None else f"; surprise {record.surprise:.2f}"
+    judged += "" if record.verdict is None else f"; the gate said {record.verdict}"
     print(
         f"\nplan {number} of {len(plans)}, made from observation {record.obs_seq} in "
-        f"{record.plan_ms:.0f} ms; energy to the goal {record.energy_now:.4f}\n"
+        f"{record.plan_ms:.0f} ms; energy to the goal {record.energy_now:.4f}"
+        f"{judged}\n"
     )
     print(explanation.table())
     if explanation.goal_read is not None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,6 +124,24 @@ def test_a_calibration_is_made_and_used(run, goal: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "cal" / "calibration.json").read_text())["num_moves"] == 5
     run("drive", f"goal={goal}", "yes=true", "calibration=cal/calibration.json", "run=out")
     text = run("replay", "out")
+    assert text.splitlines()[-1] == "the search finds the same plan, to the last bit"
+
+
+def test_a_drive_with_a_gate_says_what_it_said_and_is_replayed_without_it(
+    run, tmp_path: Path
+) -> None:
+    shipped = ["checkpoint=default", "robot.image_size=128"]
+    run("drive", *shipped, "goal", "capture", "goal=there", "move=[0.04,0.02,-0.02]", "--yes")
+    gate = tmp_path / "watcher"  # a model that is gone when the drive is looked at
+    shutil.copytree(checkpoint.SHIPPED["watch"], gate)
+    said = run("drive", *shipped, "goal=there", "yes=true", "run=out", f"planner.gate={gate}")
+    assert re.search(r"plan +\d+ ms  surprise -?\d+\.\d+: \w+$", said, re.MULTILINE)
+    judged = re.search(r"the gate judged (\d+) plans \(without .* before: (\d+)\)", said)
+    counters = json.loads((tmp_path / "out" / "drive.json").read_text())["counters"]
+    assert judged is not None and int(judged[1]) == counters["gate:judged"] >= 3
+    shutil.rmtree(gate)
+    text = run("replay", "out", "step=-1", "out=why.png")
+    assert re.search(r"; surprise -?\d+\.\d+; the gate said (ok|slow|replan|hold)$", text, re.M)
     assert text.splitlines()[-1] == "the search finds the same plan, to the last bit"
 
 
