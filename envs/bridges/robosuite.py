@@ -51,6 +51,10 @@ _WORKSPACE = np.array([[0.35, -0.35, -0.1], [0.8, 0.5, 0.5]])  # [m] from the ro
 _PLACES = np.array([[0.46, -0.1], [0.66, 0.1]])  # [m] where play puts things
 
 
+class NoRobosuiteError(ImportError, RuntimeError):
+    """No Python with robosuite is named; to a user it is a package that is not installed."""
+
+
 class RobosuiteEnv(GoalImageEnv):
     """Lift the cube, or put the can into its bin, as the goal image shows.
 
@@ -219,7 +223,7 @@ class Server:
             RuntimeError: No Python is named, or it does not start.
         """
         if not python:
-            raise RuntimeError(
+            raise NoRobosuiteError(
                 f"robosuite runs in an environment of its own: set {PYTHON_VARIABLE} to its Python "
                 "(docs/bridges.md says how to make one)"
             )

@@ -117,6 +117,8 @@ def test_an_unknown_task_names_the_nearest() -> None:
 
 def test_robosuite_without_its_python_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    with pytest.raises(ImportError, match=PYTHON_VARIABLE):  # which the program says in a line
+        bridges.make_unwrapped("robosuite/lift")
     with pytest.raises(RuntimeError, match=PYTHON_VARIABLE):
         bridges.make("robosuite/lift")
 
