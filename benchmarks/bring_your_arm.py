@@ -4,9 +4,11 @@ The second arm is simulated too, but nothing that the shipped predictor was told
 speaks in joints (eight numbers, seven angles and the gripper, and not the hand's pose), makes two
 steps a second and not four, is orange, and is seen by another camera. What stays is a hand that
 moves over a table. Three predictors of one size learn the same windows: one from its first
-weights, one from the shipped predictor with new input layers, one from it by low-rank changes.
-Their errors are of recordings held out. Then each of them plans, in joints, to goal images that
-nobody showed it, beside moves at random and none.
+weights, one from the shipped predictor with new input layers, one from it by low-rank changes. A
+head beside each learns to read the joints from a picture. Their errors are of recordings held out.
+Then each of them plans, in joints, to goal images that nobody showed it: the search begins near
+what the head proposes. Beside them the best of them plans without its head, the head moves without
+any planning, and there are moves at random and none.
 
     python benchmarks/bring_your_arm.py [--run runs/arm] [--steps 400] [--out FILE]
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from worldmodel.checkpoint import load
@@ -39,6 +42,7 @@ ARM, CAMERA, HZ, STEPS = "orange", "exterior_right", 2.0, 30
 REACH_STEPS = 24  # 12 s
 JOINT_STEP = [0.25] * 7 + [1.0]  # [rad, gripper] what the arm may do in one step
 ORANGE, WHITE = (0.93, 0.45, 0.10), (0.90, 0.91, 0.92)
+PROPOSALS = 128  # of the 256 plans that a search begins with
 BEHAVIOURS = ("scripted", "noisy", "explore", "noisy")
 SETTINGS = {
     "from scratch": ["predictor=small"],
@@ -117,7 +121,6 @@ def train(name: str, data: Path, options: argparse.Namespace) -> list[dict[str, 
         f"camera={CAMERA}",
         f"model_hz={HZ:g}",
         f"embodiment={ARM}",
-        "state_weight=0",
         "strides=[1,2,3]",
         f"schedule.steps={options.steps}",
         f"schedule.warmup_steps={options.steps // 10}",
@@ -135,13 +138,14 @@ def train(name: str, data: Path, options: argparse.Namespace) -> list[dict[str, 
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def planner(model: Path) -> MPC:
+def planner(model: Path, *, proposals: int = PROPOSALS) -> MPC:
     """Returns a controller in joints: the checkpoint says how far it may look in one step."""
     world = Embodied(load(model).eval(), ARM)
     search = CEM(
         cost=LatentEnergy(distance="l2"),
         horizon=1,
         num_samples_first=256,
+        num_proposals=proposals,
         num_samples=64,
         num_elites=12,
         num_iterations=4,
@@ -167,6 +171,28 @@ def planning(controller: MPC) -> Callable[[np.ndarray, int], Act]:
         controller.reset(seeds=[seed])
         controller.set_goal(goal)
         return lambda image, joints: controller.act(image[None], joints[None])[0].action
+
+    return begin
+
+
+def head_alone(model: Path) -> Callable[[np.ndarray, int], Act]:
+    """Returns what begins an episode that goes where the head says, and imagines nothing."""
+    world = Embodied(load(model).eval(), ARM)
+
+    @torch.inference_mode()
+    def latents(image: np.ndarray) -> torch.Tensor:
+        return world.encode(torch.from_numpy(image)[None, None])[:, 0]
+
+    def begin(goal: np.ndarray, seed: int) -> Act:
+        there, high = latents(goal), np.array([*JOINT_STEP[:-1], 0.0])
+
+        @torch.inference_mode()
+        def act(image: np.ndarray, joints: np.ndarray) -> np.ndarray:
+            (move,) = world.propose(latents(image), torch.from_numpy(joints)[None], there).numpy()
+            too_long = np.abs(move[:-1] / high[:-1]).max()
+            return np.clip(move / max(1.0, too_long), -high, high)
+
+        return act
 
     return begin
 
@@ -256,7 +282,10 @@ def main() -> None:
     data = options.run / "recordings"
     episodes = record_all(data, options.minutes)
     rows = {name: train(name, data, options) for name in SETTINGS}
+    tuned = folder("fine-tuned", options) / "model"
     players = {name: planning(planner(folder(name, options) / "model")) for name in SETTINGS} | {
+        "fine-tuned, without its head": planning(planner(tuned, proposals=0)),
+        "the head, without planning": head_alone(tuned),
         "random": at_random,
         "do nothing": do_nothing,
     }

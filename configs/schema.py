@@ -140,6 +140,7 @@ class PretrainConfig(DataConfig):
     encoder: Any = MISSING  # group: architecture
     objective: Any = MISSING  # group: what the encoder learns from
     run: str | None = None  # null is a new folder under runs/; name an old one to go on with it
+    finetune: str | None = None  # encoder to go on from, in place of the group: a folder or a name
     camera: str = "exterior"
     model_hz: float | None = None  # rows a second; null takes every row of the recordings
     image_size: int | None = None  # pixels; null is the size of the recordings

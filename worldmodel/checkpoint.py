@@ -1,7 +1,7 @@
 """Our checkpoint format: a folder with `weights.safetensors` and `config.json`, nothing pickled.
 
 `config.json` holds `format`, `version`, `kind` ("encoder" or "jepa"), the constructor arguments of
-each module under its name (`state_head` only if the model has one), which of our classes it is
+each module under its name (`state_head` and `joint_heads` only if it has them), which class it is
 (`encoder_type`, `predictor_type`; files that do not say hold the first of each), and `provenance`
 (how the weights were made). The names of the classes are fixed here; a config never names code.
 """
@@ -25,6 +25,7 @@ from worldmodel.encoder import VideoEncoder
 from worldmodel.encoder21 import VideoEncoder21
 from worldmodel.interfaces import Encoder
 from worldmodel.jepa import JEPA
+from worldmodel.joint_head import JointHead
 from worldmodel.names import unknown
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.sincos_encoders import IJepaEncoder, VJepa1Encoder
@@ -101,6 +102,8 @@ def save(
     }
     if world.state_head is not None:
         config["state_head"] = arguments(world.state_head)
+    if world.joint_heads:
+        config["joint_heads"] = {name: arguments(h) for name, h in world.joint_heads.items()}
     _save(world, path, config, provenance, dtype)
 
 
@@ -124,6 +127,7 @@ def load(path: str | Path) -> JEPA:
         encoder=_class(config, "encoder_type", ENCODERS)(**config["encoder"]),
         predictor=_class(config, "predictor_type", PREDICTORS)(**config["predictor"]),
         state_head=StateHead(**config["state_head"]) if "state_head" in config else None,
+        joint_heads={name: JointHead(**h) for name, h in config.get("joint_heads", {}).items()},
         **config["jepa"],
     )
     _load_weights(world, folder_of(path))

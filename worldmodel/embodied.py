@@ -2,7 +2,7 @@
 
 Proprio are the measured joints and the gripper, an action is their change from one frame to the
 next, however far apart these are. A predictor gets a new layer for each of the two and keeps the
-rest (`worldmodel.embodiment`).
+rest (`worldmodel.embodiment`). A head of its own may read the joints from a picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from worldmodel.data.source import Source
 from worldmodel.embodiment import Embodiment
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import JoinedViews
+from worldmodel.joint_head import MIN_JOINT_STD, JointHead
 from worldmodel.planners.action_space import JointSpace
 from worldmodel.predictor import ActionConditionedPredictor
 
-MIN_JOINT_STD = 0.05  # [rad, gripper]; keeps a joint that never moves from exploding
 MIN_MOVE_STD = 0.01
 LIMIT_QUANTILE = 0.99  # of the moves in training: the largest that a planner may imagine
 
@@ -41,6 +41,7 @@ class Embodied:
             may look in one step.
         action_space: Joints and gripper; how a controller composes them.
         control_hz: The rate it was trained at.
+        joint_head: Reads the joints from latents, for `propose`; None if it was not trained.
         num_views: Cameras seen at once.
 
     Raises:
@@ -62,6 +63,9 @@ class Embodied:
         self.action_limit: list[float] = robot.action_limit.tolist()
         self.action_space = JointSpace(len(self.action_limit) - 1)
         self.control_hz = world.control_hz
+        head = model.joint_heads[embodiment] if embodiment in model.joint_heads else None
+        assert head is None or isinstance(head, JointHead)
+        self.joint_head = head
         self.num_views: int = getattr(world, "num_views", 1)
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -95,6 +99,32 @@ class Embodied:
             moved = self.action_space.integrate(states[:, -1:], actions[:, t - 1 : t])
             states = torch.cat((states, moved), dim=1)
         return latents[:, C:]
+
+    def propose(
+        self,
+        latents: Float[Tensor, "batch tokens dim"],
+        proprio: Float[Tensor, "batch joints"],
+        goal: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch joints"]:
+        """Returns the action that seems to lead each arm straight to its goal.
+
+        From the joints read from what it sees to those read from the goal, see `JEPA.propose`.
+
+        Args:
+            latents: Latents of the frames the arms see.
+            proprio: Their joints; not needed here.
+            goal: Latents of the goal images.
+
+        Raises:
+            ValueError: The model has no head that reads these joints.
+        """
+        if self.joint_head is None:
+            raise ValueError(
+                f"this model has no head that reads the joints of {self.embodiment!r}; train it "
+                "with state_weight above 0, or plan without proposals"
+            )
+        here, there = self.joint_head(latents), self.joint_head(goal)
+        return self.action_space.between(here, there)
 
 
 def read_joints(
@@ -131,15 +161,17 @@ def learn_to_speak(
     joints: Mapping[int, np.ndarray],
     moves: Float[Tensor, "n action"],
     *,
+    joint_head: bool,
     seed: int,
 ) -> None:
-    """Gives a predictor the layers of an embodiment, unless it has them.
+    """Gives a model the layers of an embodiment, unless it has them.
 
     Args:
         world: The model.
         embodiment: Its name.
         joints: Proprio of the training recordings, for the scales.
         moves: Actions of training windows, for the scales.
+        joint_head: Whether it gets a head that reads the joints from latents, too.
         seed: Of the first weights.
 
     Raises:
@@ -147,12 +179,12 @@ def learn_to_speak(
     """
     predictor = _polyglot(world)
     size = moves.shape[-1]
+    states = torch.from_numpy(np.concatenate(list(joints.values())))
     known = predictor.embodiments.get(embodiment)
     if known is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             robot = predictor.add_embodiment(embodiment, action_size=size, proprio_size=size)
-        states = torch.from_numpy(np.concatenate(list(joints.values())))
         robot.proprio_mean.copy_(states.mean(0))
         robot.proprio_std.copy_(states.std(0).clamp_min(MIN_JOINT_STD))
         robot.action_std.copy_(moves.std(0).clamp_min(MIN_MOVE_STD))
@@ -162,6 +194,13 @@ def learn_to_speak(
             f"the model knows {embodiment!r} with {known[0] - 1} joints, the recordings have "
             f"{size - 1}; give the new arm another name"
         )
+    if joint_head and embodiment not in world.joint_heads:
+        tokens = predictor.num_views * predictor.grid_size[0] * predictor.grid_size[1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = JointHead(size=size, latent_dim=predictor.latent_dim, num_tokens=tokens)
+        head.set_scales(states)
+        world.joint_heads[embodiment] = head
 
 
 def _polyglot(world: JEPA) -> ActionConditionedPredictor:

@@ -9,6 +9,7 @@ written, so that what comes out is a checkpoint like any other.
 import copy
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -88,7 +89,7 @@ def continued(
     *,
     hz: float,
     proprio: Float[Tensor, "windows frames 7"],
-    state_head: bool,
+    state_head: Literal["trained", "kept", "dropped"],
     lora_rank: int | None,
     seed: int,
 ) -> JEPA:
@@ -98,23 +99,23 @@ def continued(
         start: The model, which is left as it is.
         hz: Rate of the recordings [Hz].
         proprio: Poses of training windows, which say how far one step goes.
-        state_head: Whether a state head is trained; that of `start` if it has one, else a new one.
+        state_head: "trained": that of `start` if it has one, else a new one; "kept": that of
+            `start`, as it is; "dropped": none.
         lora_rank: Rank of the changes; None trains everything.
         seed: Of what is new.
     """
-    predictor, head = copy.deepcopy(start.predictor), None
-    predictor.requires_grad_(True)
+    predictor = copy.deepcopy(start.predictor).requires_grad_(True)
+    head = copy.deepcopy(start.state_head) if state_head != "dropped" else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if lora_rank is not None:
             add_low_rank(predictor, lora_rank)
-        if state_head:
-            head = copy.deepcopy(start.state_head)
-            if head is None:
-                tokens = predictor.num_views * predictor.grid_size[0] * predictor.grid_size[1]
-                head = StateHead(latent_dim=predictor.latent_dim, num_tokens=tokens)
-                head.set_scales(proprio.flatten(0, 1))
-            head.requires_grad_(True)
+        if state_head == "trained" and head is None:
+            tokens = predictor.num_views * predictor.grid_size[0] * predictor.grid_size[1]
+            head = StateHead(latent_dim=predictor.latent_dim, num_tokens=tokens)
+            head.set_scales(proprio.flatten(0, 1))
+    if head is not None:
+        head.requires_grad_(state_head == "trained")
     moves = action_between(proprio[:, :-1], proprio[:, 1:]).abs().flatten(0, 1)
     world = JEPA(
         encoder=start.encoder,
@@ -128,6 +129,7 @@ def continued(
         action_limit=moves.quantile(0.99, dim=0).tolist(),
         state_head=head,
     )
+    world.joint_heads = copy.deepcopy(start.joint_heads)
     world.latent_mean.copy_(start.latent_mean)
     world.latent_std.copy_(start.latent_std)
     world.encoder.requires_grad_(False)

@@ -1,6 +1,6 @@
 """The joint-embedding predictive architecture: encode frames, predict latents, roll plans out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from worldmodel.adaln_predictor import AdaLNPredictor
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.images import Crop, crop_box, fit_frames
 from worldmodel.interfaces import Encoder
+from worldmodel.joint_head import JointHead
 from worldmodel.pose import ACTION_SIZE, action_between, integrate
 from worldmodel.predictor import ActionConditionedPredictor, PredictorCache
 from worldmodel.state_head import StateHead
@@ -84,6 +85,7 @@ class JEPA(nn.Module):
         action_limit: Largest change per axis (7,) in the training data, in physical units; how far
             one imagined step may go. None when it is not known.
         state_head: Reads proprio from latents, for `propose`; None if it was not trained.
+        joint_heads: The same for arms that speak in joints, by embodiment.
     """
 
     latent_mean: Tensor
@@ -102,6 +104,7 @@ class JEPA(nn.Module):
         action_limit: Sequence[float] | None = None,
         crop: Crop = "none",
         state_head: StateHead | None = None,
+        joint_heads: Mapping[str, JointHead] | None = None,
     ):
         super().__init__()
         crop_box(1, 1, crop)  # refuses an unknown crop
@@ -119,14 +122,18 @@ class JEPA(nn.Module):
                 f" the predictor takes {expected[0]} of size {expected[1]}"
             )
         seen = (predictor.num_views * num_tokens, latent_dim)  # of all views at one moment
-        if state_head is not None and (state_head.num_tokens, state_head.latent_dim) != seen:
-            raise ValueError(
-                f"the predictor takes {seen[0]} tokens of size {seen[1]} a frame, but the "
-                f"state head {state_head.num_tokens} of size {state_head.latent_dim}"
-            )
+        heads = {"state head": state_head} if state_head is not None else {}
+        heads |= {f"joint head {name!r}": head for name, head in (joint_heads or {}).items()}
+        for name, head in heads.items():
+            if (head.num_tokens, head.latent_dim) != seen:
+                raise ValueError(
+                    f"the predictor takes {seen[0]} tokens of size {seen[1]} a frame, but the "
+                    f"{name} {head.num_tokens} of size {head.latent_dim}"
+                )
         self.encoder = encoder
         self.predictor = predictor
         self.state_head = state_head
+        self.joint_heads = nn.ModuleDict(joint_heads or {})
         self.image_size = image_size
         self.merge = merge
         self.pool = pool

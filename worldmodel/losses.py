@@ -1,4 +1,4 @@
-"""Training losses: latent dynamics for the predictor, states for the state head."""
+"""Training losses: latent dynamics for the predictor, states for the heads that read them."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.joint_head import JointHead
+from worldmodel.readout import Readout
 from worldmodel.state_head import POSE_COLUMNS, POSE_GRIPPER, POSE_POSITION, StateHead
 
 
@@ -121,11 +123,33 @@ def state_loss(
         latents: Latents of the frames.
         proprio: The true states.
     """
-    error = F.smooth_l1_loss(
-        head.normalised(latents), head.normalise(proprio), beta=0.1, reduction="none"
-    ).mean(0)
+    error = _read_error(head, latents, head.normalise(proprio))
     return StateLoss(
         position=error[POSE_POSITION].mean(),
         rotation=error[POSE_COLUMNS].mean(),
         gripper=error[POSE_GRIPPER].mean(),
     )
+
+
+def joint_loss(
+    head: JointHead,
+    latents: Float[Tensor, "batch tokens dim"],
+    joints: Float[Tensor, "batch joints"],
+) -> Tensor:
+    """Returns how far the joints read from frames are off, in units of `joints_std`: a scalar.
+
+    The smooth L1 of `state_loss`; the gripper, the last number, counts as much as all joints.
+
+    Args:
+        head: Reads the joints.
+        latents: Latents of the frames.
+        joints: The true ones.
+    """
+    error = _read_error(head, latents, head.normalise(joints))
+    return (error[:-1].mean() + error[-1]) / 2
+
+
+def _read_error(
+    head: Readout, latents: Tensor, expected: Float[Tensor, "batch size"]
+) -> Float[Tensor, " size"]:
+    return F.smooth_l1_loss(head.normalised(latents), expected, beta=0.1, reduction="none").mean(0)

@@ -4,7 +4,7 @@ They share nothing but the latents: neither learns from the other's loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -18,33 +18,13 @@ from worldmodel.embodied import Embodied
 from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.jepa import JEPA
 from worldmodel.joined_views import joined
-from worldmodel.losses import DISTANCES, Distance, prediction_loss, state_loss
-from worldmodel.pose import GRIPPER, POSITION, ROTATION, action_between, euler_to_matrix
+from worldmodel.losses import DISTANCES, Distance, joint_loss, prediction_loss, state_loss
+from worldmodel.pose import action_between
+from worldmodel.state_errors import joint_error, state_error
+from worldmodel.state_head import StateHead
 from worldmodel.task import Batch, Draw, Evaluate, Task
 
 MAX_GAP_STEPS = 1.75  # rows further apart than so many steps have lost one between them
-GRIPPER_CLOSED = 0.2  # of 1; a gripper further closed than this counts as closed
-
-
-@dataclass(frozen=True)
-class StateError:
-    """How far the states read from held-out frames are off, on average.
-
-    Attributes:
-        x_cm: Of the position, along x.
-        y_cm: Along y.
-        z_cm: Along z.
-        rotation_rad: Angle between the rotation read and the true one.
-        gripper: Of the gripper, of 1.
-        gripper_accuracy: Share of frames in which it is rightly read as open or closed.
-    """
-
-    x_cm: float
-    y_cm: float
-    z_cm: float
-    rotation_rad: float
-    gripper: float
-    gripper_accuracy: float
 
 
 class Windows:
@@ -107,13 +87,13 @@ class Windows:
 
 
 class PredictorLosses(nn.Module):
-    """The losses of a world model's predictor, and of its state head if it has one.
+    """The losses of a world model's predictor, and of its head that reads states if it has one.
 
     Args:
         world: The model; its encoder is not looked at and is no part of this module.
         rollout_steps: Steps of the rollout loss.
         distance: Of predictions from what was seen, see `worldmodel.losses.prediction_loss`.
-        state_weight: Weight of the state head's loss.
+        state_weight: Weight of the head's loss; 0 leaves it out.
         legacy_rollout: The rollout loss with the first release's mistake, see there.
         embodiment: Whose proprio and actions the batches have.
     """
@@ -129,8 +109,9 @@ class PredictorLosses(nn.Module):
         embodiment: str = END_EFFECTOR,
     ):
         super().__init__()
-        self.predictor, self.state_head = world.predictor, world.state_head
-        seen = joined(world)
+        self.predictor, seen = world.predictor, joined(world)
+        heads = {END_EFFECTOR: world.state_head, **world.joint_heads}
+        self.state_head = heads.get(embodiment) if state_weight else None
         # In tuples, so that the frozen encoder does not become a part.
         self._spoken = (seen if embodiment == END_EFFECTOR else Embodied(seen, embodiment),)
         self._world = (world,)
@@ -141,7 +122,7 @@ class PredictorLosses(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the losses of raw latents (B, F, N, D), proprio (B, F, P), actions (B, F-1, A).
 
-        In evaluation mode also "copy", the distance of no change, and "states" (B * F, 7), read.
+        In evaluation mode also "copy", the distance of no change, and "states" (B * F, P), read.
         """
         (world,) = self._world
         latents = (batch["latents"].float() - world.latent_mean) / world.latent_std
@@ -165,7 +146,10 @@ class PredictorLosses(nn.Module):
             frames, states = latents.flatten(0, 1), batch["proprio"].flatten(0, 1)
             if not self.training:
                 losses["states"] = self.state_head(frames)
-            losses["loss_state"] = state_loss(self.state_head, frames, states).total
+            if isinstance(self.state_head, StateHead):
+                losses["loss_state"] = state_loss(self.state_head, frames, states).total
+            else:
+                losses["loss_state"] = joint_loss(self.state_head, frames, states)
             losses["loss"] = losses["loss"] + self.state_weight * losses["loss_state"]
         return losses
 
@@ -251,7 +235,7 @@ def validate(
     Returns:
         "validation_loss" and "validation_rollout_loss"; "copy_loss", of no change; "shuffled_loss",
         with the actions of other windows; "identity_ratio", the first over that of no change, so 1
-        says that nothing was learned; and "state_..." with a state head, see `StateError`.
+        says that nothing was learned; and "state_..." with a head, see `worldmodel.state_errors`.
     """
     proprio = held_out.proprio(draw)
     wrong = held_out.actions(proprio).roll(1, dims=0)
@@ -273,23 +257,7 @@ def validate(
             sums[name] = sums.get(name, 0.0) + share * float(value)
     metrics = {**sums, "identity_ratio": sums["validation_loss"] / sums["copy_loss"]}
     if states:
-        error = state_error(torch.cat(states), proprio.flatten(0, 1))
+        off = state_error if held_out.joints is None else joint_error
+        error = off(torch.cat(states), proprio.flatten(0, 1))
         metrics |= {f"state_{name}": value for name, value in asdict(error).items()}
     return metrics
-
-
-def state_error(read: Float[Tensor, "n 7"], true: Float[Tensor, "n 7"]) -> StateError:
-    """Returns how far states that were read are off."""
-    error = (read - true).abs().mean(0)
-    x_cm, y_cm, z_cm = (100 * error[POSITION]).tolist()
-    turned = euler_to_matrix(read[:, ROTATION]) - euler_to_matrix(true[:, ROTATION])
-    chord = turned.flatten(1).norm(dim=1) / 8**0.5  # the sine of half the angle
-    closed = read[:, GRIPPER] > GRIPPER_CLOSED, true[:, GRIPPER] > GRIPPER_CLOSED
-    return StateError(
-        x_cm=x_cm,
-        y_cm=y_cm,
-        z_cm=z_cm,
-        rotation_rad=float(2 * chord.clamp(max=1).arcsin().mean()),
-        gripper=float(error[GRIPPER]),
-        gripper_accuracy=float((closed[0] == closed[1]).float().mean()),
-    )

@@ -4,6 +4,7 @@ What is trained is in `worldmodel.pretraining`, the loop is `worldmodel.engine`.
 measures whether the encoder still tells pictures apart.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,21 @@ class PretrainResult:
     frames: int
 
 
+@dataclass(frozen=True)
+class Start:
+    """An encoder that a run goes on from.
+
+    Attributes:
+        name: What people call it.
+        encoder: The encoder, which is left as it is.
+        image_size: Height and width of the frames it was trained on.
+    """
+
+    name: str
+    encoder: VideoEncoder
+    image_size: int
+
+
 def pretrain(
     *,
     build_encoder: Callable[[], VideoEncoder],
@@ -84,6 +100,7 @@ def pretrain(
     activation_checkpointing: bool = False,
     compile: bool = False,
     trackers: Sequence[Tracker] = ("tensorboard",),
+    start: Start | None = None,
 ) -> PretrainResult:
     """Trains an encoder on the frames of recordings and writes it to `run/encoder`.
 
@@ -123,9 +140,11 @@ def pretrain(
         activation_checkpointing: Whether the encoder's blocks are computed again on the way back.
         compile: Whether they are compiled.
         trackers: "tensorboard", "wandb": who is told besides metrics.jsonl.
+        start: Encoder whose weights the run begins with, in place of `build_encoder`.
 
     Raises:
-        ValueError: Steps are to be made, but neither loss has a weight.
+        ValueError: Steps are to be made, but neither loss has a weight; or the encoder to go on
+            from was trained on frames of another size, and `image_size` does not ask for it.
         CollapseError: The encoder hardly tells pictures apart any more.
     """
     if schedule.steps and not objective_weight and not state_weight:
@@ -138,9 +157,16 @@ def pretrain(
     view = View(source, camera, model_hz=model_hz, image_size=image_size, crop=crop)
     train_ids, validation_ids = split_episodes(source.ids(), validation_fraction, seed=0)
     clips = read_clips(view, train_ids, frames_in_memory=frames_in_memory, seed=seed)
+    if start is not None and clips.image_size != start.image_size and image_size is None:
+        raise ValueError(
+            f"the frames have {clips.image_size} pixels, {start.name} was trained on "
+            f"{start.image_size}; set image_size={start.image_size} (and crop=square) to bring "
+            f"them to its size, or image_size={clips.image_size} to teach it theirs"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = build_encoder()
+        encoder = build_encoder() if start is None else copy.deepcopy(start.encoder)
+        encoder.requires_grad_(True)
         side = clips.image_size // encoder.patch_size
         objective = build_objective(encoder=encoder, grid_size=(side, side))
         terms = {"objective": Term(objective, objective_weight, batch_size)}
@@ -199,6 +225,7 @@ def pretrain(
                 "camera": camera,
                 "episodes_left_out": left_out,
                 "frames": clips.num_frames,
+                "finetuned_from": None if start is None else start.name,
                 "objective": type(objective).__name__,
                 "objective_weight": objective_weight,
                 "state_weight": state_weight,

@@ -1,13 +1,12 @@
 """Reads the state of the end-effector, proprio, from the latents of one frame."""
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.pose import GRIPPER, POSITION, ROTATION, euler_to_matrix, matrix_to_euler
+from worldmodel.readout import Readout
 
 POSE_SIZE = 3 + 6 + 1
 POSE_POSITION, POSE_COLUMNS, POSE_GRIPPER = slice(0, 3), slice(3, 9), slice(9, 10)
@@ -15,12 +14,11 @@ MIN_POSE_STD = 0.05  # [m, or matrix entries]; keeps an axis the data never move
 MIN_COLUMN = 1e-3  # below this length the direction of a column says nothing
 
 
-class StateHead(nn.Module):
+class StateHead(Readout):
     """Reads where hand and gripper are from the latents of one frame.
 
     Given the latents of a goal image, it tells a search where to go. As an objective of pretraining
-    it makes an encoder see hand and gripper. Every token passes one narrow projection, so the
-    tokens keep their places.
+    it makes an encoder see hand and gripper.
 
     Args:
         latent_dim: Size D of a latent token.
@@ -42,20 +40,14 @@ class StateHead(nn.Module):
         hidden_dim: int = 512,
         num_hidden: int = 2,
     ):
-        super().__init__()
-        if num_hidden < 1:
-            raise ValueError(f"num_hidden must be 1 or more, got {num_hidden}")
-        self.latent_dim = latent_dim
-        self.num_tokens = num_tokens
-        self.token_dim = token_dim
-        self.hidden_dim = hidden_dim
-        self.num_hidden = num_hidden
-        self.token_proj = nn.Linear(latent_dim, token_dim)
-        sizes = [num_tokens * token_dim, *[hidden_dim] * num_hidden]
-        layers: list[nn.Module] = []
-        for size_in, size_out in pairwise(sizes):
-            layers += [nn.Linear(size_in, size_out), nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, POSE_SIZE))
+        super().__init__(
+            POSE_SIZE,
+            latent_dim=latent_dim,
+            num_tokens=num_tokens,
+            token_dim=token_dim,
+            hidden_dim=hidden_dim,
+            num_hidden=num_hidden,
+        )
         self.register_buffer("pose_mean", torch.zeros(POSE_SIZE))
         self.register_buffer("pose_std", torch.ones(POSE_SIZE))
 
@@ -66,19 +58,6 @@ class StateHead(nn.Module):
             ValueError: The latents have another shape than the model takes.
         """
         return proprio_of(self.normalised(latents) * self.pose_std + self.pose_mean)
-
-    def normalised(self, latents: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 10"]:
-        """Returns the pose vector as the network gives it, float32: in units of `pose_std`.
-
-        Raises:
-            ValueError: The latents have another shape than the model takes.
-        """
-        if latents.ndim != 3 or latents.shape[1:] != (self.num_tokens, self.latent_dim):
-            raise ValueError(
-                f"latents must have shape (batch, {self.num_tokens}, {self.latent_dim}), "
-                f"got {tuple(latents.shape)}"
-            )
-        return self.mlp(self.token_proj(latents).flatten(1)).float()
 
     def normalise(self, proprio: Float[Tensor, "batch 7"]) -> Float[Tensor, "batch 10"]:
         """Returns what `normalised` should be for these states."""

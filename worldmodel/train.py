@@ -1,7 +1,7 @@
 """Post-trains the action-conditioned predictor on the cached latents of a frozen encoder.
 
-A state head can be trained beside it, on the frames of the same windows: what it reads from a goal
-proposes where to go. The loop is that of `worldmodel.engine`, what it trains is
+A head that reads the state can be trained beside it, on the frames of the same windows: what it
+reads from a goal proposes where to go. The loop is that of `worldmodel.engine`, what it trains is
 `worldmodel.prediction_task`.
 """
 
@@ -28,9 +28,10 @@ from worldmodel.finetune import check_fits, continued, merge_low_rank
 from worldmodel.jepa import JEPA
 from worldmodel.losses import Distance
 from worldmodel.new_world import freeze_unused, new_world, set_input_scales
-from worldmodel.prediction_task import PredictionTask, PredictorLosses, StateError, Windows
+from worldmodel.prediction_task import PredictionTask, PredictorLosses, Windows
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.robot_free import PREFIX, RobotFree, is_measured
+from worldmodel.state_errors import JointError, StateError
 from worldmodel.tracking import Tracker
 from worldmodel.training import Precision, Schedule, plot_metrics, select_device
 from worldmodel.verdict import Rival, verdict_of_run
@@ -52,8 +53,8 @@ class TrainResult:
         copy_loss: That of predicting no change, on the same windows.
         shuffled_loss: That with the actions of other windows; near `validation_loss` means that the
             model ignores the action.
-        state_error: How far the states read from held-out frames are off; None without a state
-            head.
+        state_error: How far the poses, or joints, read from held-out frames are off; None without
+            a head.
         verdict: One sentence: better or worse than which checkpoint, on which metric.
     """
 
@@ -62,7 +63,7 @@ class TrainResult:
     validation_loss: float
     copy_loss: float
     shuffled_loss: float
-    state_error: StateError | None
+    state_error: StateError | JointError | None
     verdict: str
 
 
@@ -160,8 +161,8 @@ def train(
         rate_was_chosen: Whether the rate of the latents was asked for; if not, it must be that of
             the model to go on from.
         embodiment: Who the recordings are of. Another name than the end effector's is that of an
-            arm that speaks in its joints, which gets input layers of its own, see
-            `worldmodel.embodied`; there is no state head then.
+            arm that speaks in its joints, which gets input layers and a head of its own, see
+            `worldmodel.embodied`.
     """
     if dtype not in STORED_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(STORED_DTYPES)}, got {dtype!r}")
@@ -173,12 +174,8 @@ def train(
             "validate on; raise it or collect more episodes"
         )
     num_views, joints = len(latents.cameras), None
+    reads_poses = state_weight > 0 and embodiment == END_EFFECTOR
     if embodiment != END_EFFECTOR:
-        if state_weight:
-            raise ValueError(
-                "a state head reads end-effector poses, which an embodiment of its own does not "
-                "speak in; set state_weight=0"
-            )
         joints = read_joints(job.source, latents, latents.ids.tolist())
     windows_of = partial(Windows, latents, dt=1 / latents.hz, joints=joints)
     windows = windows_of(train_ids, frames=window, strides=strides)
@@ -209,7 +206,7 @@ def train(
                 start,
                 hz=latents.hz,
                 proprio=poses,
-                state_head=state_weight > 0,
+                state_head="trained" if reads_poses else "dropped" if joints is None else "kept",
                 lora_rank=lora_rank,
                 seed=seed,
             )
@@ -220,7 +217,7 @@ def train(
                 num_views=num_views,
                 hz=latents.hz,
                 proprio=poses,
-                state_head=state_weight > 0,
+                state_head=reads_poses,
                 standardise=standardise,
                 seed=seed,
             )
@@ -228,7 +225,7 @@ def train(
                 set_input_scales(world, latents, train_ids, poses)
         if joints is not None:
             moves = windows.actions(windows.proprio(sample)).flatten(0, 1)
-            learn_to_speak(world, embodiment, joints, moves, seed=seed)
+            learn_to_speak(world, embodiment, joints, moves, joint_head=state_weight > 0, seed=seed)
         freeze_unused(world.predictor, embodiment)
         losses = PredictorLosses(
             world,
@@ -296,10 +293,11 @@ def train(
         trackers=trackers,
     )
     final = fitted.metrics
-    names = {f"state_{f.name}": f.name for f in fields(StateError)}
+    kind = StateError if joints is None else JointError
+    names = {f"state_{f.name}": f.name for f in fields(kind)}
     error = None
     if state_weight:
-        error = StateError(**{name: final[key] for key, name in names.items()})
+        error = kind(**{name: final[key] for key, name in names.items()})
     provenance = {
         "trained_by": "worldmodel train",
         "encoder": encoder_provenance,
@@ -366,7 +364,10 @@ def _plot(fitted: Fitted, file: Path) -> None:
     groups = {
         "training loss": ["loss_teacher_forcing", "loss_rollout"],
         "held-out loss": ["validation_loss", "copy_loss", "shuffled_loss"],
-        "state read": ["loss_state", *(f"state_{f.name}" for f in fields(StateError))],
+        "state read": [
+            "loss_state",
+            *(name for name in fitted.metrics if name.startswith("state_")),
+        ],
         "learning rate": ["learning_rate"],
     }
     if is_measured(fitted.metrics):

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from worldmodel.data import EpisodeStore
 from worldmodel.data.source import open_source
 from worldmodel.embodied import Embodied, learn_to_speak, read_joints
 from worldmodel.encode import latent_job
+from worldmodel.jepa import JEPA
 from worldmodel.planners import CEM, MPC, ActionBounds, LatentEnergy
+from worldmodel.state_errors import JointError
 from worldmodel.training import Schedule
 from worldmodel.validate import measure
 from worldmodel.validation.held_out import read_held_out
@@ -52,9 +54,9 @@ def started(spot_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "model"
 
 
-def speaking(world, moves: Tensor, *, name: str = "arm", seed: int = 0) -> None:
+def speaking(world, moves: Tensor, *, joint_head: bool = False) -> None:
     joints = {0: np.random.default_rng(0).normal(size=(50, moves.shape[-1])).astype(np.float32)}
-    learn_to_speak(world, name, joints, moves, seed=seed)
+    learn_to_speak(world, "arm", joints, moves, joint_head=joint_head, seed=0)
 
 
 def test_new_layers_are_added_and_the_rest_is_kept(make_world, make_motion) -> None:
@@ -79,6 +81,44 @@ def test_new_layers_are_added_and_the_rest_is_kept(make_world, make_motion) -> N
     speaking(world, moves)  # it has them already
     with pytest.raises(ValueError, match="knows 'arm' with 3 joints, the recordings have 5"):
         speaking(world, torch.randn(40, 6))
+
+
+def test_a_head_of_its_own_reads_the_joints_and_proposes_their_change(
+    make_world, tmp_path: Path
+) -> None:
+    world = make_world(merge=2, standardise=True)
+    speaking(world, torch.randn(40, 4))
+    now, goal = torch.randn(2, 3, 4, 96)
+    with pytest.raises(ValueError, match="no head that reads the joints of 'arm'.*state_weight"):
+        Embodied(world, "arm").propose(now, torch.zeros(3, 4), goal)
+
+    speaking(world, torch.randn(40, 4), joint_head=True)  # it has the layers, and gets a head
+    arm = Embodied(world, "arm")
+    assert arm.joint_head is not None
+    states = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)  # as in `speaking`
+    np.testing.assert_allclose(arm.joint_head.joints_mean, states.mean(0), rtol=1e-4, atol=1e-6)
+    with torch.inference_mode():
+        here, there = arm.joint_head(now), arm.joint_head(goal)
+        proposed = arm.propose(now, torch.zeros(3, 4), goal)
+    torch.testing.assert_close(here + proposed, there)
+    assert ((here[:, -1] >= 0) & (here[:, -1] <= 1)).all()
+    assert proposed[:, :3].abs().min() > 1e-4
+    before = arm.joint_head
+    speaking(world, torch.randn(40, 4), joint_head=True)
+    assert world.joint_heads["arm"] is before  # one that was trained is kept
+
+    checkpoint.save(world, tmp_path, provenance={})
+    again = Embodied(checkpoint.load(tmp_path), "arm")
+    with torch.inference_mode():
+        assert torch.equal(again.propose(now, torch.zeros(3, 4), goal), proposed)
+    with pytest.raises(ValueError, match=r"joint head 'arm' 4 of size 96"):
+        speaking_small = make_world(standardise=True)
+        JEPA(
+            encoder=speaking_small.encoder,
+            predictor=speaking_small.predictor,
+            image_size=speaking_small.image_size,
+            joint_heads={"arm": before},
+        )
 
 
 def test_plans_in_joints_are_imagined_step_by_step(make_world) -> None:
@@ -191,10 +231,27 @@ def taught(started: Path, jointed: Path, tmp_path_factory: pytest.TempPathFactor
         tmp_path_factory.mktemp("taught") / "run",
         schedule=Schedule(name="cosine", peak=1e-2, steps=60, warmup_steps=3),
         embodiment="arm",
-        state_weight=0.0,
         validate_every=60,
         finetune=str(started),
     )
+
+
+def test_the_head_learns_the_joints_and_the_first_arm_keeps_its_own(
+    taught, started: Path, jointed: Path
+) -> None:
+    store = EpisodeStore(jointed)
+    joints = np.concatenate([store.read(i).joints for i in store.ids()])
+    spread = np.rad2deg(np.abs(joints - joints.mean(0)).mean())
+    error, lines = taught.state_error, metrics_of(taught.checkpoint.parent)
+    assert isinstance(error, JointError)
+    assert error.joints_deg < 0.5 * spread and error.joints_deg <= error.worst_joint_deg
+    assert lines[-1]["state_joints_deg"] == error.joints_deg
+    assert checkpoint.read_config(taught.checkpoint)["provenance"]["state_error"] == asdict(error)
+
+    world, first = checkpoint.load(taught.checkpoint), checkpoint.load(started)
+    assert first.state_head is not None and world.state_head is not None
+    kept, before = world.state_head.state_dict(), first.state_head.state_dict()
+    assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
 def test_wrong_actions_are_worse_than_the_right_joints(taught) -> None:
@@ -267,8 +324,6 @@ def test_what_an_embodiment_cannot_have_is_refused(
     def run(store: Path, **changes) -> None:
         run_train(store, tmp_path / "run", schedule=SIX_STEPS, embodiment="arm", **changes)
 
-    with pytest.raises(ValueError, match="state head reads end-effector poses.*state_weight=0"):
-        run(jointed)
     with pytest.raises(ValueError, match="has no joints, .*leave embodiment out"):
         run(spot_store, state_weight=0.0)
     with pytest.raises(ValueError, match="was never told of the embodiment 'arm'"):

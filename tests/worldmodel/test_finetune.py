@@ -37,7 +37,7 @@ def test_a_model_that_goes_on_computes_the_same_at_first(
 ) -> None:
     start = make_world(merge=2, standardise=True)
     world = continued(
-        start, hz=10.0, proprio=windows, state_head=False, lora_rank=lora_rank, seed=0
+        start, hz=10.0, proprio=windows, state_head="dropped", lora_rank=lora_rank, seed=0
     )
     proprio, actions = make_motion(2, 3)
     latents = torch.randn(2, 3, 4, 96, generator=torch.Generator().manual_seed(0))
@@ -53,7 +53,12 @@ def test_only_the_thin_matrices_and_the_readers_of_poses_are_trained(
     make_world, windows: Tensor
 ) -> None:
     world = continued(
-        make_world(standardise=True), hz=4, proprio=windows, state_head=False, lora_rank=3, seed=0
+        make_world(standardise=True),
+        hz=4,
+        proprio=windows,
+        state_head="dropped",
+        lora_rank=3,
+        seed=0,
     )
     trained = {name for name, p in world.predictor.named_parameters() if p.requires_grad}
     thin = {name for name in trained if name.endswith(("weight.0.up", "weight.0.down"))}

@@ -12,9 +12,10 @@ from worldmodel.collapse import CollapseError, CollapseLimits
 from worldmodel.data import EpisodeStore
 from worldmodel.data.source import open_source
 from worldmodel.encoder import VideoEncoder
+from worldmodel.images import Crop
 from worldmodel.objectives.interface import Loss, as_clip
 from worldmodel.objectives.vjepa21 import VJepa21
-from worldmodel.pretrain import PretrainResult, pretrain
+from worldmodel.pretrain import PretrainResult, Start, pretrain
 from worldmodel.training import Schedule
 
 NO_LIMITS = CollapseLimits(min_effective_rank=1, min_std=0, max_cosine=1)
@@ -44,6 +45,9 @@ def run_pretrain(
     frames_in_memory: int | None = None,
     build_objective=MASKED,
     collapse: CollapseLimits = NO_LIMITS,
+    image_size: int | None = None,
+    crop: Crop = "none",
+    start: Start | None = None,
 ) -> PretrainResult:
     run.mkdir(exist_ok=True)
     return pretrain(
@@ -66,6 +70,9 @@ def run_pretrain(
         frames_in_memory=frames_in_memory,
         precision="float32",
         collapse=collapse,
+        image_size=image_size,
+        crop=crop,
+        start=start,
     )
 
 
@@ -126,6 +133,35 @@ def test_a_run_with_state_reading_killed_and_resumed_is_the_same_too(
     assert line["loss"] == pytest.approx(masked + 0.5 * state, rel=1e-5)
     config = checkpoint.read_config(tmp_path / "whole" / "encoder", kind="encoder")
     assert config["provenance"]["state_weight"] == 0.5
+
+
+def test_a_run_that_goes_on_from_an_encoder_begins_with_its_weights_and_leaves_it_alone(
+    finished: Path, spot_store: Path, tmp_path: Path
+) -> None:
+    encoder, image_size = checkpoint.load_encoder(finished / "encoder")
+    assert isinstance(encoder, VideoEncoder)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    start = Start("mine", encoder.requires_grad_(False), image_size)
+    none, three = (Schedule(name="cosine", peak=1e-3, steps=n, warmup_steps=0) for n in (0, 3))
+
+    same = run_pretrain(spot_store, tmp_path / "same", schedule=none, start=start, seed=5)
+    again, _ = checkpoint.load_encoder(same.encoder)
+    assert all(torch.equal(again.state_dict()[name], before[name]) for name in before)
+    told = checkpoint.read_config(same.encoder)["provenance"]
+    assert told["finetuned_from"] == "mine"
+
+    moved = run_pretrain(spot_store, tmp_path / "moved", schedule=three, start=start)
+    again, _ = checkpoint.load_encoder(moved.encoder)
+    assert not all(torch.equal(again.state_dict()[name], before[name]) for name in before)
+    assert all(torch.equal(encoder.state_dict()[name], before[name]) for name in before)
+
+    with pytest.raises(ValueError, match="32 pixels, mine was trained on 64; set image_size=64"):
+        run_pretrain(spot_store, tmp_path / "x", schedule=none, start=Start("mine", encoder, 64))
+    larger = Start("mine", encoder, 64)
+    run_pretrain(
+        spot_store, tmp_path / "y", schedule=none, start=larger, image_size=64, crop="square"
+    )
+    assert checkpoint.load_encoder(tmp_path / "y" / "encoder")[1] == 64
 
 
 def test_state_reading_alone_teaches_the_encoder_where_the_hand_is(

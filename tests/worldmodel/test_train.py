@@ -16,8 +16,8 @@ from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
-from worldmodel.prediction_task import state_error
 from worldmodel.predictor import ActionConditionedPredictor
+from worldmodel.state_errors import state_error
 from worldmodel.train import TrainResult, train
 from worldmodel.training import Precision, Schedule
 

@@ -167,10 +167,20 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
     """Trains an encoder, by one process or by those that torchrun started."""
     from worldmodel.collapse import CollapseLimits
     from worldmodel.distributed import here, joined, of_first
+    from worldmodel.encoder import VideoEncoder
     from worldmodel.engine import TrainingError
-    from worldmodel.pretrain import pretrain
+    from worldmodel.pretrain import Start, pretrain
 
     with joined() as place:
+        start = None
+        if config.finetune is not None:
+            encoder, image_size, _ = _load_encoder(config.finetune, None)
+            if not isinstance(encoder, VideoEncoder):
+                raise UserError(
+                    f"finetune={config.finetune} is a {type(encoder).__name__}; objectives train "
+                    "encoders of V-JEPA 2's kind, name one of those"
+                )
+            start = Start(config.finetune, encoder, image_size)
         source = open_recordings(config)
         set_threads(config)
         opened = None
@@ -208,6 +218,7 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
                 activation_checkpointing=config.activation_checkpointing,
                 compile=config.compile,
                 trackers=list(config.trackers),
+                start=start,
             )
         except TrainingError as error:
             raise UserError(str(error)) from error
@@ -231,6 +242,7 @@ def train(config: "DictConfig", *, call: Call) -> int:
     from worldmodel.data.latents import LatentCache
     from worldmodel.distributed import here, joined, of_first, wait_for_all
     from worldmodel.engine import TrainingError
+    from worldmodel.state_errors import StateError
     from worldmodel.train import train
 
     with joined() as place:
@@ -301,11 +313,17 @@ def train(config: "DictConfig", *, call: Call) -> int:
         print(f"next: worldmodel validate data=HELD_OUT_RECORDINGS {told}")
     if result.best_checkpoint != result.checkpoint:
         print(f"the lowest validation loss had {result.best_checkpoint}")
-    if (error := result.state_error) is not None:
+    if isinstance(error := result.state_error, StateError):
         print(
             f"read from a held-out frame: the hand within {error.x_cm:.2f}, {error.y_cm:.2f}, "
             f"{error.z_cm:.2f} cm along x, y, z and {error.rotation_rad:.3f} rad, the gripper open "
             f"or closed rightly in {error.gripper_accuracy:.1%}"
+        )
+    elif error is not None:
+        print(
+            f"read from a held-out frame: a joint within {error.joints_deg:.1f} degrees, the worst "
+            f"{error.worst_joint_deg:.1f}, the gripper open or closed rightly in "
+            f"{error.gripper_accuracy:.1%}"
         )
     print(result.verdict)
     print(
