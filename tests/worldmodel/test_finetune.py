@@ -11,6 +11,8 @@ from worldmodel.encode import LatentJob, latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.finetune import add_low_rank, check_fits, continued, merge_low_rank
 from worldmodel.jepa import JEPA
+from worldmodel.joint_head import JointHead
+from worldmodel.state_head import StateHead
 
 
 @pytest.fixture
@@ -47,6 +49,25 @@ def test_a_model_that_goes_on_computes_the_same_at_first(
         assert torch.equal(world.latent_mean, start.latent_mean)
     assert world.control_hz == 10.0 and start.control_hz == 4.0
     assert world.predictor is not start.predictor
+
+
+@pytest.mark.parametrize("state_head", ["kept", "trained", "dropped"])
+def test_heads_that_read_states_come_along(make_world, windows: Tensor, state_head) -> None:
+    start = make_world(merge=2, standardise=True)
+    start.state_head = StateHead(latent_dim=96, num_tokens=4)
+    start.joint_heads["arm"] = JointHead(size=4, latent_dim=96, num_tokens=4)
+    world = continued(start, hz=4.0, proprio=windows, state_head=state_head, lora_rank=None, seed=0)
+    latents = torch.randn(2, 4, 96)
+    arm = world.joint_heads["arm"]
+    assert torch.equal(arm(latents), start.joint_heads["arm"](latents))
+    assert arm is not start.joint_heads["arm"]
+    if state_head == "dropped":
+        assert world.state_head is None
+    else:
+        assert world.state_head is not None and world.state_head is not start.state_head
+        assert torch.equal(world.state_head(latents), start.state_head(latents))
+        trained = {weight.requires_grad for weight in world.state_head.parameters()}
+        assert trained == {state_head == "trained"}
 
 
 def test_only_the_thin_matrices_and_the_readers_of_poses_are_trained(

@@ -19,6 +19,7 @@ from worldmodel.data.latent_views import LatentViews
 from worldmodel.data.latents import LatentCache
 from worldmodel.data.source import open_source
 from worldmodel.data.store import EpisodeStore
+from worldmodel.embodied import Embodied, learn_to_speak
 from worldmodel.encode import latent_job
 from worldmodel.encoder_probes import probe_errors
 from worldmodel.fleet import Body
@@ -318,6 +319,18 @@ def test_what_only_one_camera_sees_is_read_with_both(runs: dict[str, TrainResult
     assert one is not None and two is not None
     assert two.y_cm < 0.2 * one.y_cm  # the front camera cannot tell
     assert max(one.x_cm, two.x_cm) < 2
+
+
+def test_the_joints_of_an_arm_are_read_from_all_cameras(runs: dict[str, TrainResult]) -> None:
+    world = checkpoint.load(runs["front+side"].checkpoint)
+    joints = {0: np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)}
+    learn_to_speak(world, "arm", joints, torch.randn(20, 4), joint_head=True, seed=0)
+    arm = Embodied(joined(world), "arm")
+    pictures = np.stack([[bar(0.4), bar(0.6)], [bar(0.4), bar(0.3)]])  # the side alone differs
+    with torch.inference_mode():
+        here, there = arm.encode(torch.from_numpy(pictures)[None])[0].split(1)
+        assert arm.propose(here, torch.zeros(1, 4), there)[0, :3].abs().max() > 1e-4
+        assert not arm.propose(here, torch.zeros(1, 4), here).any()
 
 
 def test_it_proposes_the_move_to_a_goal_that_each_camera_shows_half_of(

@@ -16,6 +16,7 @@ from worldmodel.embodiment import END_EFFECTOR
 from worldmodel.encode import latent_job
 from worldmodel.encoder import VideoEncoder
 from worldmodel.pose import action_between
+from worldmodel.prediction_task import PredictorLosses
 from worldmodel.predictor import ActionConditionedPredictor
 from worldmodel.state_errors import state_error
 from worldmodel.train import TrainResult, train
@@ -207,6 +208,21 @@ def test_the_predictor_learns_the_same_with_and_without_a_state_head(
     assert alone.state_head is None and beside.state_head is not None
     for name, value in alone.predictor.state_dict().items():
         assert torch.equal(beside.predictor.state_dict()[name], value), name
+
+
+def test_a_head_without_weight_is_left_out(finished: Path) -> None:
+    world = checkpoint.load(finished / "model")
+    batch = {
+        "latents": torch.randn(2, 3, 4, 96),
+        "proprio": torch.rand(2, 3, 7),
+        "actions": torch.zeros(2, 2, 7),
+    }
+    seen = [
+        PredictorLosses(world, rollout_steps=1, distance="l1", state_weight=weight).eval()(batch)
+        for weight in (0.0, 2.0)
+    ]
+    assert "states" not in seen[0] and "loss_state" not in seen[0]
+    torch.testing.assert_close(seen[1]["loss"], seen[0]["loss"] + 2 * seen[1]["loss_state"])
 
 
 def test_the_state_head_carries_the_scales_of_the_poses_it_was_trained_on(finished: Path) -> None:
