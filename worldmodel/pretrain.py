@@ -23,6 +23,7 @@ from worldmodel.encoder import VideoEncoder
 from worldmodel.encoder_probes import probe_errors
 from worldmodel.engine import Cadence, Execution, fit
 from worldmodel.images import Crop
+from worldmodel.interfaces import Encoder
 from worldmodel.objectives.interface import Objective
 from worldmodel.objectives.state_reading import StateReading
 from worldmodel.pretraining import Pretraining, PretrainTask, Term
@@ -66,8 +67,21 @@ class Start:
     """
 
     name: str
-    encoder: VideoEncoder
+    encoder: Encoder
     image_size: int
+
+    def copied(self) -> VideoEncoder:
+        """Returns a copy to train.
+
+        Raises:
+            ValueError: It is not of the kind that objectives train.
+        """
+        if not isinstance(self.encoder, VideoEncoder):
+            raise ValueError(
+                f"finetune={self.name} is a {type(self.encoder).__name__}; objectives train "
+                "encoders of V-JEPA 2's kind, name one of those"
+            )
+        return copy.deepcopy(self.encoder).requires_grad_(True)
 
 
 def pretrain(
@@ -165,8 +179,7 @@ def pretrain(
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = build_encoder() if start is None else copy.deepcopy(start.encoder)
-        encoder.requires_grad_(True)
+        encoder = build_encoder() if start is None else start.copied()
         side = clips.image_size // encoder.patch_size
         objective = build_objective(encoder=encoder, grid_size=(side, side))
         terms = {"objective": Term(objective, objective_weight, batch_size)}

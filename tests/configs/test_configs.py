@@ -272,6 +272,8 @@ def test_every_setting_reaches_the_code(verb: str, monkeypatch, tmp_path: Path) 
     reached += [call.kwargs for maker in makers for call in maker.build.call_args_list]
     clusters = [arguments["cluster"] for arguments in reached if arguments.get("cluster")]
     reached += [{"executor": "ray", **vars(cluster)} for cluster in clusters]
+    starts = [arguments["start"] for arguments in reached if arguments.get("start")]
+    reached += [{"finetune": start.name} for start in starts]
     for name, value in settings.items():
         known = RENAMED.get(verb, {}).get(name, name)
         found = [plain(arguments[known]) for arguments in reached if known in arguments]

@@ -11,6 +11,7 @@ from worldmodel.clips import ClipWindows, View, read_clips
 from worldmodel.collapse import CollapseError, CollapseLimits
 from worldmodel.data import EpisodeStore
 from worldmodel.data.source import open_source
+from worldmodel.dino import DinoEncoder
 from worldmodel.encoder import VideoEncoder
 from worldmodel.images import Crop
 from worldmodel.objectives.interface import Loss, as_clip
@@ -157,6 +158,8 @@ def test_a_run_that_goes_on_from_an_encoder_begins_with_its_weights_and_leaves_i
 
     with pytest.raises(ValueError, match="32 pixels, mine was trained on 64; set image_size=64"):
         run_pretrain(spot_store, tmp_path / "x", schedule=none, start=Start("mine", encoder, 64))
+    with pytest.raises(ValueError, match="finetune=mine is a DinoEncoder; objectives train"):
+        Start("mine", DinoEncoder.__new__(DinoEncoder), 32).copied()
     larger = Start("mine", encoder, 64)
     run_pretrain(
         spot_store, tmp_path / "y", schedule=none, start=larger, image_size=64, crop="square"

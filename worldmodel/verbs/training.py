@@ -167,19 +167,13 @@ def pretrain(config: "DictConfig", *, call: Call) -> int:
     """Trains an encoder, by one process or by those that torchrun started."""
     from worldmodel.collapse import CollapseLimits
     from worldmodel.distributed import here, joined, of_first
-    from worldmodel.encoder import VideoEncoder
     from worldmodel.engine import TrainingError
     from worldmodel.pretrain import Start, pretrain
 
     with joined() as place:
         start = None
         if config.finetune is not None:
-            encoder, image_size, _ = _load_encoder(config.finetune, None)
-            if not isinstance(encoder, VideoEncoder):
-                raise UserError(
-                    f"finetune={config.finetune} is a {type(encoder).__name__}; objectives train "
-                    "encoders of V-JEPA 2's kind, name one of those"
-                )
+            encoder, image_size, _ = _whole_encoder(config.finetune)
             start = Start(config.finetune, encoder, image_size)
         source = open_recordings(config)
         set_threads(config)
